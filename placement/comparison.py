@@ -1,0 +1,222 @@
+"""Every policy side by side: fitted on alternate windows, scored on the rest.
+
+What was fitted says little: a placement is judged on windows that no solver has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from placement.bounds import lower_bound
+from placement.cost import CostBreakdown, CostModel
+from placement.errors import InfeasibleError, InputError
+from placement.optimizer import optimize
+from placement.plan import Placement
+from placement.problem import Objective, PlacementProblem, Risk, Semantics
+from placement.solution import Incumbent, Solution
+from placement.stopping import StoppingCriterion
+
+__all__ = ["Comparison", "PolicyResult", "compare"]
+
+FEW_WINDOWS = 10
+"""Below so many held-out windows a difference of a few percent may be noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicyResult:
+    """One policy.
+
+    Parameters
+    ----------
+    name
+        Policy: a baseline, or what ``search`` was asked to minimise.
+    description
+        What it does, in a few words.
+    solution
+        Its solve on the fitted windows.
+    fitted, held_out
+        Cost on the fitted windows and on the others, for the problem's own objective.
+    """
+
+    name: str
+    description: str
+    solution: Solution
+    fitted: CostBreakdown
+    held_out: CostBreakdown
+
+    @property
+    def placement(self) -> Placement:
+        """The placement."""
+        return self.solution.placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Comparison:
+    """All policies on one problem.
+
+    Parameters
+    ----------
+    problem
+        The problem on the fitted windows.
+    policies
+        Results, baselines first; the last one is ``auto``.
+    skipped
+        Policies without an answer, and why.
+    lower_bound
+        Bound on the fitted objective.
+    """
+
+    problem: PlacementProblem
+    policies: tuple[PolicyResult, ...]
+    skipped: dict[str, str]
+    lower_bound: float
+    num_held_out_windows: int
+
+    @property
+    def few_windows(self) -> bool:
+        """Whether the held-out windows are too few to trust a small difference."""
+        return self.num_held_out_windows < FEW_WINDOWS
+
+    def policy(self, name: str) -> PolicyResult:
+        """Return one policy's result.
+
+        Raises
+        ------
+        InputError
+            If it is not among the results.
+        """
+        for result in self.policies:
+            if result.name == name:
+                return result
+        raise InputError(f"policy {name!r} is not among {[result.name for result in self.policies]}")
+
+    def better_share(self, name: str, other: str) -> float:
+        """Return the share of held-out windows in which a policy's step (or balance) is below another's."""
+        mine, theirs = (_window_cost(self.problem, self.policy(p).held_out) for p in (name, other))
+        return float((mine < theirs).mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "objective": str(self.problem.objective),
+            "semantics": str(self.problem.semantics),
+            "unit": self.problem.unit,
+            "num_devices": self.problem.num_devices,
+            "num_slots": self.problem.num_slots,
+            "fitted_windows": self.problem.profile.num_windows,
+            "held_out_windows": self.num_held_out_windows,
+            "few_windows": self.few_windows,
+            "lower_bound": self.lower_bound,
+            "policies": [_policy_dict(result) for result in self.policies],
+            "skipped": self.skipped,
+        }
+
+
+def _policy_dict(result: PolicyResult) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "description": result.description,
+        "solver": result.solution.solver,
+        "fitted": {"objective": result.fitted.objective, **result.fitted.metrics.as_dict()},
+        "held_out": {
+            "objective": result.held_out.objective,
+            "step": result.held_out.step,
+            "step_unit": result.held_out.step_unit,
+            **result.held_out.metrics.as_dict(),
+        },
+    }
+
+
+def _window_cost(problem: PlacementProblem, breakdown: CostBreakdown) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if problem.objective is Objective.STEP_TIME:
+        return breakdown.step_W
+    return np.asarray(breakdown.balance_WL.mean(axis=1))
+
+
+def _policies(problem: PlacementProblem) -> list[tuple[str, str, str, PlacementProblem]]:
+    """Name, description, solver and the problem that each policy solves."""
+    policies = [
+        ("contiguous", "experts in order (engine default)", "contiguous", problem),
+        ("greedy", "longest first on average load", "greedy", problem),
+        ("eplb", "DeepSeek's balancer on average load", "eplb", problem),
+    ]
+    parts = [(Objective.BALANCE, "search, load balance alone")]
+    if problem.profile.num_sampled_tokens and problem.semantics in (Semantics.DISPATCH, Semantics.STAY_PUT):
+        parts.append((Objective.TRAFFIC, "search, traffic alone"))
+    for objective, description in parts:
+        if objective is not problem.objective:
+            part = replace(problem, objective=objective, risk=Risk.MEAN)
+            policies.append((f"{objective}-only", description, "search", part))
+    policies.append(("auto", f"portfolio, {problem.objective}", "auto", problem))
+    return policies
+
+
+def compare(
+    problem: PlacementProblem,
+    *,
+    stop: StoppingCriterion | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    work_s: float | None = None,
+    on_policy: Callable[[str], None] = lambda _: None,
+    on_incumbent: Callable[[Incumbent], None] = lambda _: None,
+    only: Sequence[str] | None = None,
+) -> Comparison:
+    """Fit every policy on the even windows of a problem's profile and score it on the odd ones.
+
+    Parameters
+    ----------
+    problem
+        With the profile of all windows.
+    on_policy, on_incumbent
+        Called when a policy begins, and at every incumbent of ``auto``.
+    only
+        Names of the policies to run; all by default.
+
+    Raises
+    ------
+    InputError
+        If there is only one window.
+    InfeasibleError
+        If ``auto`` has no answer.
+    """
+    fit_profile, held_profile = problem.profile.split_alternate()
+    fit_problem = problem.with_profile(fit_profile)
+    fit_model = CostModel(fit_problem)
+    held_model = CostModel(problem.with_profile(held_profile))
+    results: list[PolicyResult] = []
+    skipped: dict[str, str] = {}
+    for name, description, solver, its_problem in _policies(fit_problem):
+        if only is not None and name not in only:
+            continue
+        on_policy(name)
+        callbacks = {"on_incumbent": on_incumbent} if name == "auto" else {}
+        try:
+            solution = optimize(
+                its_problem, solver=solver, stop=stop, seed=seed, threads=threads, work_s=work_s, **callbacks
+            )
+        except InfeasibleError as exc:
+            if name == "auto":
+                raise
+            skipped[name] = str(exc)
+            continue
+        results.append(
+            PolicyResult(
+                name=name,
+                description=description,
+                solution=solution,
+                fitted=fit_model.evaluate(solution.placement),
+                held_out=held_model.evaluate(solution.placement),
+            )
+        )
+    return Comparison(
+        problem=fit_problem,
+        policies=tuple(results),
+        skipped=skipped,
+        lower_bound=lower_bound(fit_model).value,
+        num_held_out_windows=held_profile.num_windows,
+    )

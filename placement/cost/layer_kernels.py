@@ -1,0 +1,654 @@
+"""Compiled state of one layer under swap moves: exact cost of a move without evaluating the layer anew.
+
+Tokens are bits. For every expert a bit set says which sampled tokens select it; a device (or node) is
+touched by the union of its experts' sets. Keeping the tokens covered at least once and at least twice by
+every group, the distinct tokens after swapping item a of group g against item b of group h are
+
+    volume(g) - only_a(g) + new_b(g) + both(a, b)
+
+with only_a the tokens that a alone brings to g, new_b those of b that g does not see yet, and both those
+of b among only_a. These three tables make a swap cost O(windows), whatever the number of tokens.
+
+An item is one expert copy (or an empty slot) on a device; moves swap items between devices, so every
+device keeps its number of slots.
+
+Shape letters: W scenarios, E experts, I items, D devices, J links, G groups, H homes, K device kinds,
+R replica counts, N words of 64 tokens, Q segments of words, P pieces of windows, Y terms, X curve points,
+O top-k positions, M pieces mixed into a scenario.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import llvmlite.ir as llvm_ir
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from numba.core import types
+from numba.extending import intrinsic
+
+__all__ = [
+    "EMPTY_ITEM",
+    "Layer",
+    "State",
+    "apply_swap",
+    "new_state",
+    "rebuild",
+    "state_value",
+    "swap_allowed",
+    "swap_value",
+]
+
+Array = npt.NDArray[Any]
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    # Sums over scenarios may be reassociated so that they vectorise; nothing relies on NaN or infinity.
+    "fastmath": {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"},
+}
+
+EMPTY_ITEM = -1
+
+SOFT_POWER = 16
+"""Power of the norm that softens maxima: devices within 1 / 16 of the fullest count as full too, about what
+the loads of windows not seen differ by."""
+
+
+class Layer(NamedTuple):
+    """What never changes while one layer is searched."""
+
+    cost_KREW: Array
+    """Cost of an expert's replica on a device kind when it has 1 + r replicas."""
+    weight_W: Array
+    """Weight of each scenario in the objective; they sum to 1."""
+    kind_D: Array
+    group_JD: Array
+    num_groups_J: Array
+    enter_JHG: Array
+    bits_EN: Array
+    position_bits_OEN: Array
+    """`bits_EN` by position in the token's own order; empty where no expert can be replicated."""
+    segment_start_Q: Array
+    segment_piece_Q: Array
+    segment_home_Q: Array
+    scale_P: Array
+    mix_WM: Array
+    shrink: float
+    """Weight of the mean over pieces in every scenario's token counts."""
+    additive_JGEW: Array
+    """Volume that an expert adds to a group, where volumes add up (no de-duplication); else empty."""
+    base_JGW: Array
+    curve_x_YJX: Array
+    curve_y_YJX: Array
+    curve_points_YJ: Array
+    """Points of the curve of a link in a term (dispatch, combine); 0 where the link has no part in it."""
+    total_E: Array
+    device_limit: float
+    """Largest allowed sum of `total_E` over a device's experts; infinite where there is no limit."""
+    sums_volume: bool
+    """True: minimise the summed volume (traffic); False: charge the fullest device and link."""
+    soft: bool
+    """True: replace every maximum over devices or groups by the `SOFT_POWER`-norm."""
+
+
+class State(NamedTuple):
+    """Where the items of one layer are, and the tables that price a swap."""
+
+    expert_I: Array
+    device_I: Array
+    replicas_E: Array
+    has_ED: Array
+    cost_KIW: Array
+    device_cost_DW: Array
+    device_top_3W: Array
+    device_top_id_3W: Array
+    device_power_W: Array
+    """Sum over devices of (cost / `device_scale`)^SOFT_POWER."""
+    item_bits_IN: Array
+    once_JGN: Array
+    twice_JGN: Array
+    volume_JGW: Array
+    volume_top_J3W: Array
+    volume_top_id_J3W: Array
+    volume_power_JW: Array
+    only_JIW: Array
+    new_JGIW: Array
+    both_JIIW: Array
+    total_D: Array
+    scratch_N: Array
+    scratch_P: Array
+    scratch_JW: Array
+    scratch_2W: Array
+    scale_1J: Array
+    """Magnitudes by which costs, then each link's volumes, are divided before they are raised to a power."""
+
+
+@intrinsic
+def _popcount(context: Any, word: Any) -> Any:
+    """Count the set bits of a word; LLVM turns a loop of these into vector instructions."""
+    signature = types.int64(types.uint64)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        count = builder.module.declare_intrinsic("llvm.ctpop", [llvm_ir.IntType(64)])
+        return builder.call(count, arguments)
+
+    return signature, generate
+
+
+@nb.njit(**OPTIONS)
+def new_state(layer: Layer, expert_I: Array, device_I: Array) -> State:
+    """Allocate a state for the given items and fill it."""
+    num_items, num_scenarios = expert_I.size, layer.weight_W.size
+    num_devices, num_links = layer.kind_D.size, layer.group_JD.shape[0]
+    num_experts, num_words = layer.bits_EN.shape
+    num_groups = 0
+    for link in range(num_links):
+        num_groups = max(num_groups, layer.num_groups_J[link])
+    covers = num_links if num_words > 0 else 0
+    state = State(
+        expert_I.copy(),
+        device_I.copy(),
+        np.zeros(layer.cost_KREW.shape[2], np.int64),
+        np.zeros((layer.cost_KREW.shape[2], num_devices), np.int64),
+        np.zeros((layer.cost_KREW.shape[0], num_items, num_scenarios)),
+        np.zeros((num_devices, num_scenarios)),
+        np.zeros((3, num_scenarios)),
+        np.zeros((3, num_scenarios), np.int64),
+        np.zeros(num_scenarios),
+        np.zeros((num_items, num_words), np.uint64),
+        np.zeros((covers, num_groups, num_words), np.uint64),
+        np.zeros((covers, num_groups, num_words), np.uint64),
+        np.zeros((num_links, num_groups, num_scenarios)),
+        np.zeros((num_links, 3, num_scenarios)),
+        np.zeros((num_links, 3, num_scenarios), np.int64),
+        np.zeros((num_links, num_scenarios)),
+        np.zeros((num_links, num_items, num_scenarios)),
+        np.zeros((num_links, num_groups, num_items, num_scenarios)),
+        np.zeros((covers, num_items, num_items, num_scenarios)),
+        np.zeros(num_devices),
+        np.zeros(num_words, np.uint64),
+        np.zeros(layer.scale_P.size),
+        np.zeros((max(num_links, 1), num_scenarios)),
+        np.zeros((2, num_scenarios)),
+        np.ones(1 + num_links),
+    )
+    rebuild(layer, state)
+    return state
+
+
+@nb.njit(**OPTIONS)
+def rebuild(layer: Layer, state: State) -> None:
+    """Recompute everything from `expert_I` and `device_I`."""
+    _count_replicas(layer, state)
+    for device in range(layer.kind_D.size):
+        _sum_device(layer, state, device)
+    _rank_devices(layer, state)
+    if layer.bits_EN.shape[1] > 0:
+        _assign_tokens(layer, state)
+    for link in range(layer.group_JD.shape[0]):
+        for group in range(layer.num_groups_J[link]):
+            _refresh_group(layer, state, link, group)
+        _rank_groups(layer, state, link)
+
+
+@nb.njit(**OPTIONS)
+def _count_replicas(layer: Layer, state: State) -> None:
+    state.replicas_E[:] = 0
+    state.has_ED[:] = 0
+    state.total_D[:] = 0.0
+    for item in range(state.expert_I.size):
+        expert = state.expert_I[item]
+        if expert >= 0:
+            state.replicas_E[expert] += 1
+            state.has_ED[expert, state.device_I[item]] += 1
+    for item in range(state.expert_I.size):
+        expert = state.expert_I[item]
+        if expert < 0:
+            state.cost_KIW[:, item] = 0.0
+            continue
+        replicas = state.replicas_E[expert]
+        state.total_D[state.device_I[item]] += layer.total_E[expert] / replicas
+        for kind in range(layer.cost_KREW.shape[0]):
+            state.cost_KIW[kind, item] = layer.cost_KREW[kind, replicas - 1, expert]
+
+
+@nb.njit(**OPTIONS)
+def _sum_device(layer: Layer, state: State, device: int) -> None:
+    cost_W = state.device_cost_DW[device]
+    cost_W[:] = 0.0
+    kind = layer.kind_D[device]
+    for item in range(state.expert_I.size):
+        if state.device_I[item] == device and state.expert_I[item] >= 0:
+            item_W = state.cost_KIW[kind, item]
+            for w in range(cost_W.size):
+                cost_W[w] += item_W[w]
+
+
+@nb.njit(**OPTIONS)
+def _assign_tokens(layer: Layer, state: State) -> None:
+    """Give every item the tokens that it brings to its device.
+
+    An expert's only copy brings all its tokens. Of a replicated expert, tokens that already go to a device
+    with a replica need nothing more; the others go to the first replica (the lowest device).
+    """
+    num_devices, num_words = layer.kind_D.size, layer.bits_EN.shape[1]
+    state.item_bits_IN[:] = 0
+    touched_DN = np.zeros((num_devices, num_words), np.uint64)
+    any_replicated = False
+    for item in range(state.expert_I.size):
+        expert = state.expert_I[item]
+        if expert < 0:
+            continue
+        if state.replicas_E[expert] > 1:
+            any_replicated = True
+            continue
+        device = state.device_I[item]
+        for n in range(num_words):
+            state.item_bits_IN[item, n] = layer.bits_EN[expert, n]
+            touched_DN[device, n] |= layer.bits_EN[expert, n]
+    if not any_replicated:
+        return
+    first_E = np.full(state.replicas_E.size, -1, np.int64)
+    for item in range(state.expert_I.size):
+        expert = state.expert_I[item]
+        if expert >= 0 and (
+            first_E[expert] < 0 or state.device_I[item] < state.device_I[first_E[expert]]
+        ):
+            first_E[expert] = item
+    need_N = state.scratch_N
+    for position in range(layer.position_bits_OEN.shape[0]):
+        for expert in range(state.replicas_E.size):
+            if state.replicas_E[expert] < 2:
+                continue
+            need_N[:] = layer.position_bits_OEN[position, expert]
+            for device in range(num_devices):
+                if state.has_ED[expert, device] > 0:
+                    for n in range(num_words):
+                        need_N[n] &= ~touched_DN[device, n]
+            item = first_E[expert]
+            device = state.device_I[item]
+            for n in range(num_words):
+                state.item_bits_IN[item, n] |= need_N[n]
+                touched_DN[device, n] |= need_N[n]
+
+
+@nb.njit(**OPTIONS)
+def _count_common(layer: Layer, state: State, x_N: Array, y_N: Array, enter_H: Array, out_W: Array) -> None:
+    """Weigh the tokens in both sets, piece by piece, and mix the pieces into scenarios."""
+    piece_P = state.scratch_P
+    piece_P[:] = 0.0
+    for q in range(layer.segment_piece_Q.size):
+        count = 0
+        for n in range(layer.segment_start_Q[q], layer.segment_start_Q[q + 1]):
+            count += _popcount(x_N[n] & y_N[n])
+        piece_P[layer.segment_piece_Q[q]] += count * enter_H[layer.segment_home_Q[q]]
+    mean = 0.0
+    for p in range(piece_P.size):
+        piece_P[p] *= layer.scale_P[p]
+        mean += piece_P[p]
+    mean *= layer.shrink / piece_P.size
+    num_mixed = layer.mix_WM.shape[1]
+    factor = (1.0 - layer.shrink) / num_mixed
+    for w in range(out_W.size):
+        mixed = 0.0
+        for m in range(num_mixed):
+            mixed += piece_P[layer.mix_WM[w, m]]
+        out_W[w] = mixed * factor + mean
+
+
+@nb.njit(**OPTIONS)
+def _refresh_group(layer: Layer, state: State, link: int, group: int) -> None:
+    """Recompute volume and tables of one group of a link."""
+    if layer.bits_EN.shape[1] > 0:
+        _refresh_cover(layer, state, link, group)
+        return
+    volume_W = state.volume_JGW[link, group]
+    volume_W[:] = layer.base_JGW[link, group]
+    for item in range(state.expert_I.size):
+        expert = state.expert_I[item]
+        new_W = state.new_JGIW[link, group, item]
+        if expert < 0:
+            new_W[:] = 0.0
+        else:
+            share = 1.0 / state.replicas_E[expert]
+            for w in range(new_W.size):
+                new_W[w] = layer.additive_JGEW[link, group, expert, w] * share
+        if layer.group_JD[link, state.device_I[item]] == group:
+            state.only_JIW[link, item] = new_W
+            for w in range(new_W.size):
+                volume_W[w] += new_W[w]
+
+
+@nb.njit(**OPTIONS)
+def _refresh_cover(layer: Layer, state: State, link: int, group: int) -> None:
+    once_N, twice_N = state.once_JGN[link, group], state.twice_JGN[link, group]
+    enter_H = layer.enter_JHG[link, :, group]
+    once_N[:] = 0
+    twice_N[:] = 0
+    for item in range(state.expert_I.size):
+        if layer.group_JD[link, state.device_I[item]] == group and state.expert_I[item] >= 0:
+            bits_N = state.item_bits_IN[item]
+            for n in range(once_N.size):
+                twice_N[n] |= once_N[n] & bits_N[n]
+                once_N[n] |= bits_N[n]
+    _count_common(layer, state, once_N, once_N, enter_H, state.volume_JGW[link, group])
+    if layer.num_groups_J[link] == 1:
+        return
+    words_N = state.scratch_N
+    for n in range(once_N.size):
+        words_N[n] = ~once_N[n]
+    for item in range(state.expert_I.size):
+        if layer.group_JD[link, state.device_I[item]] != group:
+            _count_common(
+                layer, state, state.item_bits_IN[item], words_N, enter_H, state.new_JGIW[link, group, item]
+            )
+    for item in range(state.expert_I.size):
+        if layer.group_JD[link, state.device_I[item]] != group:
+            continue
+        for n in range(once_N.size):
+            words_N[n] = state.item_bits_IN[item, n] & ~twice_N[n]
+        _count_common(layer, state, words_N, words_N, enter_H, state.only_JIW[link, item])
+        for other in range(state.expert_I.size):
+            if layer.group_JD[link, state.device_I[other]] != group:
+                _count_common(
+                    layer,
+                    state,
+                    words_N,
+                    state.item_bits_IN[other],
+                    enter_H,
+                    state.both_JIIW[link, item, other],
+                )
+
+
+@nb.njit(**OPTIONS)
+def _rank_devices(layer: Layer, state: State) -> None:
+    _top3(state.device_cost_DW, layer.kind_D.size, state.device_top_3W, state.device_top_id_3W)
+    if layer.soft:
+        state.scale_1J[0] = _sum_powers(state.device_cost_DW, layer.kind_D.size, state.device_power_W)
+
+
+@nb.njit(**OPTIONS)
+def _rank_groups(layer: Layer, state: State, link: int) -> None:
+    num_groups = layer.num_groups_J[link]
+    _top3(
+        state.volume_JGW[link], num_groups, state.volume_top_J3W[link], state.volume_top_id_J3W[link]
+    )
+    if layer.soft:
+        state.scale_1J[1 + link] = _sum_powers(state.volume_JGW[link], num_groups, state.volume_power_JW[link])
+
+
+@nb.njit(**OPTIONS)
+def _power(value: float) -> float:
+    """Raise to `SOFT_POWER`."""
+    value *= value
+    value *= value
+    value *= value
+    return value * value
+
+
+@nb.njit(**OPTIONS)
+def _root(value: float) -> float:
+    """Return the root that undoes `_power`."""
+    return np.sqrt(np.sqrt(np.sqrt(np.sqrt(max(value, 0.0)))))
+
+
+@nb.njit(**OPTIONS)
+def _sum_powers(value_GW: Array, num_groups: int, power_W: Array) -> float:
+    """Sum powers over groups; return the scale that keeps them in range."""
+    scale = 0.0
+    for group in range(num_groups):
+        for w in range(power_W.size):
+            scale = max(scale, value_GW[group, w])
+    if scale == 0.0:
+        scale = 1.0
+    power_W[:] = 0.0
+    for group in range(num_groups):
+        for w in range(power_W.size):
+            power_W[w] += _power(value_GW[group, w] / scale)
+    return scale
+
+
+@nb.njit(**OPTIONS)
+def _top3(value_GW: Array, num_groups: int, top_3W: Array, id_3W: Array) -> None:
+    """Keep the three largest groups of each scenario: a swap changes two, so the third always stands."""
+    for w in range(value_GW.shape[1]):
+        first, second, third = -np.inf, -np.inf, -np.inf
+        first_id, second_id, third_id = -1, -1, -1
+        for group in range(num_groups):
+            value = value_GW[group, w]
+            if value > first:
+                third, third_id = second, second_id
+                second, second_id = first, first_id
+                first, first_id = value, group
+            elif value > second:
+                third, third_id = second, second_id
+                second, second_id = value, group
+            elif value > third:
+                third, third_id = value, group
+        top_3W[0, w], top_3W[1, w], top_3W[2, w] = first, second, third
+        id_3W[0, w], id_3W[1, w], id_3W[2, w] = first_id, second_id, third_id
+
+
+@nb.njit(**OPTIONS)
+def _curve(x_X: Array, y_X: Array, points: int, value: float) -> float:
+    index = 1
+    while index < points - 1 and value > x_X[index]:
+        index += 1
+    slope = (y_X[index] - y_X[index - 1]) / (x_X[index] - x_X[index - 1])
+    return y_X[index - 1] + slope * (value - x_X[index - 1])
+
+
+@nb.njit(**OPTIONS)
+def _terms_value(layer: Layer, volume_JW: Array) -> float:
+    """Return the weighted time of all exchange terms, given every link's fullest group."""
+    total = 0.0
+    num_links = layer.group_JD.shape[0]
+    for term in range(layer.curve_points_YJ.shape[0]):
+        if num_links == 1 and layer.curve_points_YJ[term, 0] == 2:
+            x0, y0 = layer.curve_x_YJX[term, 0, 0], layer.curve_y_YJX[term, 0, 0]
+            slope = (layer.curve_y_YJX[term, 0, 1] - y0) / (layer.curve_x_YJX[term, 0, 1] - x0)
+            for w in range(layer.weight_W.size):
+                total += layer.weight_W[w] * (y0 + slope * (volume_JW[0, w] - x0))
+            continue
+        for w in range(layer.weight_W.size):
+            longest = 0.0
+            for link in range(num_links):
+                points = layer.curve_points_YJ[term, link]
+                if points > 0:
+                    time = _curve(
+                        layer.curve_x_YJX[term, link],
+                        layer.curve_y_YJX[term, link],
+                        points,
+                        volume_JW[link, w],
+                    )
+                    longest = max(longest, time)
+            total += layer.weight_W[w] * longest
+    return total
+
+
+@nb.njit(**OPTIONS)
+def state_value(layer: Layer, state: State) -> float:
+    """Return the objective of the state as it stands."""
+    total = 0.0
+    if layer.sums_volume:
+        for link in range(layer.group_JD.shape[0]):
+            for group in range(layer.num_groups_J[link]):
+                for w in range(layer.weight_W.size):
+                    total += layer.weight_W[w] * state.volume_JGW[link, group, w]
+        return total
+    for w in range(layer.weight_W.size):
+        fullest = state.device_top_3W[0, w]
+        if layer.soft:
+            fullest = _root(state.device_power_W[w]) * state.scale_1J[0]
+        total += layer.weight_W[w] * fullest
+    for link in range(layer.group_JD.shape[0]):
+        _present_volume(layer, state, link, state.scratch_JW[link])
+    return total + _terms_value(layer, state.scratch_JW)
+
+
+@nb.njit(**OPTIONS)
+def _present_volume(layer: Layer, state: State, link: int, volume_W: Array) -> None:
+    """Write the fullest (or soft fullest) group of a link in each scenario."""
+    if not layer.soft:
+        volume_W[:] = state.volume_top_J3W[link, 0]
+        return
+    for w in range(volume_W.size):
+        volume_W[w] = _root(state.volume_power_JW[link, w]) * state.scale_1J[1 + link]
+
+
+@nb.njit(**OPTIONS)
+def swap_allowed(layer: Layer, state: State, a: int, b: int) -> bool:
+    """Return whether items a and b may change places: no expert twice on a device, load limit kept.
+
+    A device that is over the limit already may only become less full.
+    """
+    i, j = state.device_I[a], state.device_I[b]
+    expert_a, expert_b = state.expert_I[a], state.expert_I[b]
+    if i == j or expert_a == expert_b:
+        return False
+    if expert_a >= 0 and state.has_ED[expert_a, j] > 0:
+        return False
+    if expert_b >= 0 and state.has_ED[expert_b, i] > 0:
+        return False
+    if layer.device_limit < np.inf:
+        total_a = layer.total_E[expert_a] / state.replicas_E[expert_a] if expert_a >= 0 else 0.0
+        total_b = layer.total_E[expert_b] / state.replicas_E[expert_b] if expert_b >= 0 else 0.0
+        if state.total_D[i] + total_b - total_a > max(layer.device_limit, state.total_D[i]):
+            return False
+        if state.total_D[j] + total_a - total_b > max(layer.device_limit, state.total_D[j]):
+            return False
+    return True
+
+
+@nb.njit(**OPTIONS)
+def swap_value(layer: Layer, state: State, a: int, b: int) -> float:
+    """Return the objective after items a and b of different devices change places.
+
+    Exact while no expert is replicated; with replicas the tokens keep their replica, and `apply_swap`
+    settles them anew.
+    """
+    i, j = state.device_I[a], state.device_I[b]
+    num_scenarios = layer.weight_W.size
+    covers = layer.bits_EN.shape[1] > 0
+    if layer.sums_volume:
+        total = state_value(layer, state)
+        for link in range(layer.group_JD.shape[0]):
+            g, h = layer.group_JD[link, i], layer.group_JD[link, j]
+            if g == h:
+                continue
+            for w in range(num_scenarios):
+                change = state.new_JGIW[link, g, b, w] - state.only_JIW[link, a, w]
+                change += state.new_JGIW[link, h, a, w] - state.only_JIW[link, b, w]
+                if covers:
+                    change += state.both_JIIW[link, a, b, w] + state.both_JIIW[link, b, a, w]
+                total += layer.weight_W[w] * change
+        return total
+    total = _swapped_devices(layer, state, a, b)
+    for link in range(layer.group_JD.shape[0]):
+        g, h = layer.group_JD[link, i], layer.group_JD[link, j]
+        if g == h:
+            _present_volume(layer, state, link, state.scratch_JW[link])
+        else:
+            _swapped_volume(layer, state, link, a, b)
+    return total + _terms_value(layer, state.scratch_JW)
+
+
+@nb.njit(**OPTIONS)
+def _swapped_devices(layer: Layer, state: State, a: int, b: int) -> float:
+    """Return the weighted cost of the fullest device after a swap."""
+    i, j = state.device_I[a], state.device_I[b]
+    out_i, in_i = state.cost_KIW[layer.kind_D[i], a], state.cost_KIW[layer.kind_D[i], b]
+    out_j, in_j = state.cost_KIW[layer.kind_D[j], b], state.cost_KIW[layer.kind_D[j], a]
+    cost_i, cost_j = state.device_cost_DW[i], state.device_cost_DW[j]
+    total = 0.0
+    if layer.soft:
+        scale = state.scale_1J[0]
+        inverse = 1.0 / scale
+        for w in range(layer.weight_W.size):
+            power = state.device_power_W[w] - _power(cost_i[w] * inverse) - _power(cost_j[w] * inverse)
+            power += _power((cost_i[w] - out_i[w] + in_i[w]) * inverse)
+            power += _power((cost_j[w] - out_j[w] + in_j[w]) * inverse)
+            total += layer.weight_W[w] * _root(power)
+        return total * scale
+    top_3W, id_3W = state.device_top_3W, state.device_top_id_3W
+    for w in range(layer.weight_W.size):
+        fullest = top_3W[2, w]
+        if id_3W[1, w] != i and id_3W[1, w] != j:
+            fullest = top_3W[1, w]
+        if id_3W[0, w] != i and id_3W[0, w] != j:
+            fullest = top_3W[0, w]
+        fullest = max(fullest, max(cost_i[w] - out_i[w] + in_i[w], cost_j[w] - out_j[w] + in_j[w]))
+        total += layer.weight_W[w] * fullest
+    return total
+
+
+@nb.njit(**OPTIONS)
+def _swapped_volume(layer: Layer, state: State, link: int, a: int, b: int) -> None:
+    """Write the fullest group of a link after a swap across two of its groups to `scratch_JW`."""
+    g, h = layer.group_JD[link, state.device_I[a]], layer.group_JD[link, state.device_I[b]]
+    after_g, after_h = state.scratch_2W[0], state.scratch_2W[1]
+    volume_g, volume_h = state.volume_JGW[link, g], state.volume_JGW[link, h]
+    only_a, only_b = state.only_JIW[link, a], state.only_JIW[link, b]
+    new_a, new_b = state.new_JGIW[link, h, a], state.new_JGIW[link, g, b]
+    for w in range(after_g.size):
+        after_g[w] = volume_g[w] - only_a[w] + new_b[w]
+        after_h[w] = volume_h[w] - only_b[w] + new_a[w]
+    if layer.bits_EN.shape[1] > 0:
+        both_a, both_b = state.both_JIIW[link, a, b], state.both_JIIW[link, b, a]
+        for w in range(after_g.size):
+            after_g[w] += both_a[w]
+            after_h[w] += both_b[w]
+    fullest_W = state.scratch_JW[link]
+    if layer.soft:
+        scale = state.scale_1J[1 + link]
+        inverse = 1.0 / scale
+        for w in range(after_g.size):
+            power = state.volume_power_JW[link, w] + _power(after_g[w] * inverse) + _power(after_h[w] * inverse)
+            power -= _power(volume_g[w] * inverse) + _power(volume_h[w] * inverse)
+            fullest_W[w] = _root(power) * scale
+        return
+    top_3W, id_3W = state.volume_top_J3W[link], state.volume_top_id_J3W[link]
+    for w in range(after_g.size):
+        fullest = top_3W[2, w]
+        if id_3W[1, w] != g and id_3W[1, w] != h:
+            fullest = top_3W[1, w]
+        if id_3W[0, w] != g and id_3W[0, w] != h:
+            fullest = top_3W[0, w]
+        fullest_W[w] = max(fullest, max(after_g[w], after_h[w]))
+
+
+@nb.njit(**OPTIONS)
+def apply_swap(layer: Layer, state: State, a: int, b: int) -> None:
+    """Let items a and b of different devices change places and bring all tables up to date."""
+    i, j = state.device_I[a], state.device_I[b]
+    state.device_I[a], state.device_I[b] = j, i
+    replicated = False
+    for expert in range(state.replicas_E.size):
+        if state.replicas_E[expert] > 1:
+            replicated = True
+    if replicated and layer.bits_EN.shape[1] > 0:
+        rebuild(layer, state)
+        return
+    for item in (a, b):
+        expert = state.expert_I[item]
+        if expert >= 0:
+            total = layer.total_E[expert] / state.replicas_E[expert]
+            before = j if item == b else i
+            after = state.device_I[item]
+            state.has_ED[expert, before] -= 1
+            state.has_ED[expert, after] += 1
+            state.total_D[before] -= total
+            state.total_D[after] += total
+    _sum_device(layer, state, i)
+    _sum_device(layer, state, j)
+    _rank_devices(layer, state)
+    for link in range(layer.group_JD.shape[0]):
+        g, h = layer.group_JD[link, i], layer.group_JD[link, j]
+        if g == h:
+            continue
+        _refresh_group(layer, state, link, g)
+        _refresh_group(layer, state, link, h)
+        _rank_groups(layer, state, link)

@@ -1,0 +1,1 @@
+"""Solvers: one a file, all behind `placement.solvers.protocol.Solver`."""

@@ -1,0 +1,315 @@
+"""Compiled local search over the items of one layer: descent by swaps, tabu search, re-targeting of replicas.
+
+Deterministic for a seed. `control` has two elements: a flag that another thread may set to end a loop early
+(the best solution found so far stands), and a count of the work done, in scenario updates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from placement.cost.layer_kernels import (
+    EMPTY_ITEM,
+    OPTIONS,
+    Layer,
+    State,
+    apply_swap,
+    new_state,
+    rebuild,
+    state_value,
+    swap_allowed,
+    swap_value,
+)
+
+__all__ = ["STOP", "WORK", "retarget_pass", "search_layer"]
+
+Array = npt.NDArray[Any]
+
+STOP, WORK = 0, 1
+"""Elements of `control`."""
+
+IMPROVES = 1e-9
+"""A move must win this share of the objective, so that rounding never counts as progress."""
+
+
+@nb.njit(**OPTIONS)
+def _random_below(random: Array, bound: int) -> int:
+    """Draw from 0..bound-1 and advance the generator (xorshift64*)."""
+    x = random[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    random[0] = x
+    return int((x * np.uint64(2685821657736338717)) >> np.uint64(33)) % bound
+
+
+@nb.njit(**OPTIONS)
+def _shuffle(order: Array, random: Array) -> None:
+    for index in range(order.size - 1, 0, -1):
+        other = _random_below(random, index + 1)
+        order[index], order[other] = order[other], order[index]
+
+
+@nb.njit(**OPTIONS)
+def _move_work(layer: Layer, state: State) -> int:
+    """Count the scenario updates that bringing the tables up to date after a swap amounts to."""
+    items, links = state.expert_I.size, layer.group_JD.shape[0]
+    words = layer.bits_EN.shape[1]
+    pairs = items * (2 + 2 * items // max(layer.kind_D.size, 1)) * links
+    return int(pairs * (words // 8 + layer.mix_WM.size))
+
+
+@nb.njit(**OPTIONS)
+def _improve_item(layer: Layer, state: State, a: int, value: float, control: Array) -> float:
+    """Swap item a with its best partner if that improves; return the value then."""
+    best, partner = value - IMPROVES * abs(value), -1
+    for b in range(state.expert_I.size):
+        if b != a and swap_allowed(layer, state, a, b):
+            after = swap_value(layer, state, a, b)
+            if after < best:
+                best, partner = after, b
+    control[WORK] += state.expert_I.size * layer.weight_W.size * (1 + 2 * layer.group_JD.shape[0])
+    if partner < 0:
+        return value
+    control[WORK] += _move_work(layer, state)
+    apply_swap(layer, state, a, partner)
+    after = state_value(layer, state)
+    if after < value - IMPROVES * abs(value):
+        return after
+    # With replicas the price is an estimate: tokens settle anew after a move.
+    apply_swap(layer, state, a, partner)
+    return value
+
+
+@nb.njit(**OPTIONS)
+def _descend(layer: Layer, state: State, random: Array, control: Array) -> float:
+    """Swap each item in turn with its best partner until no swap improves."""
+    value = state_value(layer, state)
+    order = np.arange(state.expert_I.size)
+    improved = True
+    while improved and control[STOP] == 0:
+        improved = False
+        _shuffle(order, random)
+        for a in order:
+            after = _improve_item(layer, state, a, value, control)
+            if after < value:
+                value = after
+                improved = True
+            if control[STOP] != 0:
+                break
+    return value
+
+
+@nb.njit(**OPTIONS)
+def _best_swap(
+    layer: Layer, state: State, free_after_I: Array, iteration: int, aspiration: float, control: Array
+) -> tuple[float, int, int]:
+    """Return the cheapest swap that is not tabu, or beats the aspiration value."""
+    best, best_a, best_b = np.inf, -1, -1
+    pairs = state.expert_I.size * (state.expert_I.size - 1) // 2
+    control[WORK] += pairs * layer.weight_W.size * (1 + 2 * layer.group_JD.shape[0])
+    for a in range(state.expert_I.size):
+        for b in range(a + 1, state.expert_I.size):
+            if not swap_allowed(layer, state, a, b):
+                continue
+            after = swap_value(layer, state, a, b)
+            if after < best:
+                tabu = free_after_I[a] > iteration or free_after_I[b] > iteration
+                if not tabu or after < aspiration:
+                    best, best_a, best_b = after, a, b
+    return best, best_a, best_b
+
+
+@nb.njit(**OPTIONS)
+def _repair_limit(layer: Layer, state: State, control: Array) -> None:
+    """Swap items off overfull devices until every device keeps its load limit, or no swap helps."""
+    while control[STOP] == 0:
+        fullest = int(np.argmax(state.total_D))
+        if state.total_D[fullest] <= layer.device_limit:
+            return
+        best, best_a, best_b = state.total_D[fullest], -1, -1
+        for a in range(state.expert_I.size):
+            if state.device_I[a] != fullest or state.expert_I[a] < 0:
+                continue
+            total_a = layer.total_E[state.expert_I[a]] / state.replicas_E[state.expert_I[a]]
+            for b in range(state.expert_I.size):
+                if not swap_allowed(layer, state, a, b):
+                    continue
+                expert = state.expert_I[b]
+                total_b = layer.total_E[expert] / state.replicas_E[expert] if expert >= 0 else 0.0
+                after = max(
+                    state.total_D[fullest] + total_b - total_a,
+                    state.total_D[state.device_I[b]] + total_a - total_b,
+                )
+                if after < best * (1 - IMPROVES):
+                    best, best_a, best_b = after, a, b
+        if best_a < 0:
+            return
+        apply_swap(layer, state, best_a, best_b)
+
+
+@nb.njit(**OPTIONS)
+def _devices_value(layer: Layer, cost_DW: Array) -> float:
+    total = 0.0
+    for w in range(cost_DW.shape[1]):
+        fullest = cost_DW[0, w]
+        for device in range(1, cost_DW.shape[0]):
+            fullest = max(fullest, cost_DW[device, w])
+        total += layer.weight_W[w] * fullest
+    return total
+
+
+@nb.njit(**OPTIONS)
+def _change_replicas(
+    layer: Layer, state: State, expert: int, before: int, after: int, skip: int, cost_DW: Array
+) -> None:
+    """Re-price the other replicas of an expert in `cost_DW` when their number changes."""
+    for item in range(state.expert_I.size):
+        if state.expert_I[item] == expert and item != skip:
+            device = state.device_I[item]
+            kind = layer.kind_D[device]
+            for w in range(cost_DW.shape[1]):
+                cost_DW[device, w] += (
+                    layer.cost_KREW[kind, after - 1, expert, w] - layer.cost_KREW[kind, before - 1, expert, w]
+                )
+
+
+@nb.njit(**OPTIONS)
+def _retarget_estimate(layer: Layer, state: State, item: int, target: int, cost_DW: Array) -> float:
+    """Return the experts' part of the objective if the item held a replica of `target` instead."""
+    cost_DW[:] = state.device_cost_DW
+    device = state.device_I[item]
+    kind = layer.kind_D[device]
+    expert = state.expert_I[item]
+    if expert >= 0:
+        replicas = state.replicas_E[expert]
+        cost_DW[device] -= layer.cost_KREW[kind, replicas - 1, expert]
+        _change_replicas(layer, state, expert, replicas, replicas - 1, item, cost_DW)
+    if target >= 0:
+        replicas = state.replicas_E[target]
+        cost_DW[device] += layer.cost_KREW[kind, replicas, target]
+        _change_replicas(layer, state, target, replicas, replicas + 1, item, cost_DW)
+    return _devices_value(layer, cost_DW)
+
+
+@nb.njit(**OPTIONS)
+def _retarget_item(layer: Layer, state: State, item: int, value: float) -> float:
+    """Let a spare item hold the expert (or none) that helps most; return the value then."""
+    device, expert = state.device_I[item], state.expert_I[item]
+    if expert >= 0 and state.replicas_E[expert] < 2:
+        return value
+    cost_DW = np.empty_like(state.device_cost_DW)
+    best, target = np.inf, expert
+    for candidate in range(EMPTY_ITEM, state.replicas_E.size):
+        if candidate == expert:
+            continue
+        if candidate >= 0 and (
+            state.has_ED[candidate, device] > 0 or state.replicas_E[candidate] >= layer.cost_KREW.shape[1]
+        ):
+            continue
+        estimate = _retarget_estimate(layer, state, item, candidate, cost_DW)
+        if estimate < best:
+            best, target = estimate, candidate
+    if target == expert:
+        return value
+    state.expert_I[item] = target
+    rebuild(layer, state)
+    after = state_value(layer, state)
+    within = layer.device_limit == np.inf or state.total_D.max() <= layer.device_limit
+    if after < value - IMPROVES * abs(value) and within:
+        return after
+    state.expert_I[item] = expert
+    rebuild(layer, state)
+    return value
+
+
+@nb.njit(**OPTIONS)
+def retarget_pass(layer: Layer, state: State, random: Array, control: Array) -> float:
+    """Offer every spare item (empty, or one of several replicas) its best expert, in random order."""
+    value = state_value(layer, state)
+    order = np.arange(state.expert_I.size)
+    _shuffle(order, random)
+    for item in order:
+        if control[STOP] != 0:
+            break
+        value = _retarget_item(layer, state, item, value)
+    return value
+
+
+@nb.njit(**OPTIONS)
+def _settle(layer: Layer, state: State, random: Array, control: Array) -> float:
+    """Alternate swaps and re-targeting until neither improves."""
+    value = _descend(layer, state, random, control)
+    has_spare = state.expert_I.size > state.replicas_E.size and layer.cost_KREW.shape[1] > 1
+    while has_spare and control[STOP] == 0:
+        after = retarget_pass(layer, state, random, control)
+        if after >= value - IMPROVES * abs(value):
+            break
+        value = _descend(layer, state, random, control)
+    return value
+
+
+@nb.njit(**OPTIONS)
+def search_layer(
+    layer: Layer,
+    expert_I: Array,
+    device_I: Array,
+    kicks: int,
+    tabu_iterations: int,
+    tenure: int,
+    seed: int,
+    control: Array,
+) -> tuple[float, Array, Array]:
+    """Improve one layer from a given start: descent, then tabu search from the local optimum.
+
+    Parameters
+    ----------
+    kicks
+        Random swaps to make before the descent.
+    tabu_iterations
+        Best swaps to make after the descent, improving or not.
+    tenure
+        Iterations for which a swapped item stays put, plus up to as many at random.
+
+    Returns
+    -------
+    tuple
+        Best objective met, and its experts and devices by item.
+    """
+    random = np.array([np.uint64(seed) * np.uint64(2654435761) + np.uint64(88172645463325252)], np.uint64)
+    state = new_state(layer, expert_I, device_I)
+    for _ in range(kicks):
+        a, b = _random_below(random, expert_I.size), _random_below(random, expert_I.size)
+        if a != b and swap_allowed(layer, state, a, b):
+            apply_swap(layer, state, a, b)
+    if layer.device_limit < np.inf:
+        _repair_limit(layer, state, control)
+    best = _settle(layer, state, random, control)
+    best_expert_I, best_device_I = state.expert_I.copy(), state.device_I.copy()
+    free_after_I = np.zeros(expert_I.size, np.int64)
+    since_best = 0
+    for iteration in range(1, tabu_iterations + 1):
+        if control[STOP] != 0 or since_best > tabu_iterations // 2:
+            break
+        _, a, b = _best_swap(
+            layer, state, free_after_I, iteration, best - IMPROVES * abs(best), control
+        )
+        if a < 0:
+            break
+        control[WORK] += _move_work(layer, state)
+        apply_swap(layer, state, a, b)
+        free_after_I[a] = iteration + tenure + _random_below(random, tenure + 1)
+        free_after_I[b] = iteration + tenure + _random_below(random, tenure + 1)
+        value = state_value(layer, state)
+        since_best += 1
+        if value < best - IMPROVES * abs(best):
+            best, since_best = value, 0
+            best_expert_I[:], best_device_I[:] = state.expert_I, state.device_I
+    state.expert_I[:], state.device_I[:] = best_expert_I, best_device_I
+    rebuild(layer, state)
+    best = _settle(layer, state, random, control)
+    return best, state.expert_I.copy(), state.device_I.copy()

@@ -1,0 +1,1 @@
+"""The HTTP service that hands placements to launchers."""

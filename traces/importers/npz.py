@@ -1,0 +1,130 @@
+"""Reads NumPy archives (``.npz``) of top-k expert ids.
+
+Keys: ``topk`` integers [tokens, layers, k]; optional ``num_experts`` (else the largest id + 1), ``sequence``,
+``position``, ``rank``, ``domain`` integers [tokens], ``domain_names``, ``model_name``, ``moe_layer_ids``.
+Archives come from strangers: sizes are checked before anything is unpacked and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from placement.errors import InputError
+from traces.files import check_size, reading
+from traces.trace import Trace
+
+__all__ = ["read", "sniff"]
+
+Array = npt.NDArray[Any]
+
+_FOREIGN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+_TOKEN_KEYS = ("sequence", "position", "rank", "domain")
+_KEYS = ("topk", "num_experts", *_TOKEN_KEYS, "domain_names", "model_name", "moe_layer_ids")
+
+
+def sniff(path: Path) -> bool:
+    """Tell whether `path` is a zip archive that begins with a NumPy array.
+
+    The first entry's own header is read, not the directory at the end, so that a truncated archive is
+    recognised too; PyTorch's zip archives begin with another entry.
+    """
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(30)
+        if not head.startswith(b"PK\x03\x04"):
+            return False
+        return file.read(int.from_bytes(head[26:28], "little")).endswith(b".npy")
+
+
+def read(path: Path) -> Trace:
+    """Read the archive.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, too large, holds pickled objects or no ``topk``, or its arrays are no valid trace.
+    """
+    with reading(path, *_FOREIGN):
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if "topk" not in entries:
+                found = ", ".join(sorted(entries)[:10]) or "none"
+                raise InputError(f"has no array topk [tokens, layers, k]; its arrays are: {found}")
+            used = {key: entries[key] for key in _KEYS if key in entries}
+            check_size(sum(info.file_size for info in used.values()), path.stat().st_size)
+            arrays = {key: _read_array(archive, info, key) for key, info in used.items()}
+        return _to_trace(arrays)
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> Array:
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise InputError(f"array {key} has the NumPy format version {version}; it holds no plain numbers")
+        shape, _, dtype = readers[version](file)
+        header_bytes = file.tell()
+    if dtype.hasobject or dtype.names is not None:
+        raise InputError(f"array {key} holds Python objects or records ({dtype}), not plain numbers")
+    # NumPy makes room for what the array's header says before it reads on; the header may lie.
+    if np.prod(shape, dtype=object) * dtype.itemsize != info.file_size - header_bytes:
+        raise InputError(
+            f"array {key} says it is {dtype} {list(shape)}, but is {info.file_size - header_bytes} bytes long"
+        )
+    with archive.open(info) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _to_trace(arrays: Mapping[str, Array]) -> Trace:
+    topk = arrays["topk"]
+    if topk.dtype.kind not in "iu":
+        raise InputError(f"topk holds {topk.dtype} values, not integer expert ids")
+    names = _names(arrays)
+    name = _scalar(arrays, "model_name", "U")
+    layer_ids = arrays.get("moe_layer_ids")
+    if layer_ids is not None and (layer_ids.ndim != 1 or layer_ids.dtype.kind not in "iu"):
+        raise InputError(
+            f"moe_layer_ids is {layer_ids.dtype} {list(layer_ids.shape)}, not a list of integers"
+        )
+    num_experts = _scalar(arrays, "num_experts", "iu")
+    if num_experts is None:
+        num_experts = int(topk.max(initial=0)) + 1
+    return Trace(
+        experts_TLK=topk,
+        num_experts=num_experts,
+        domain_names=names,
+        model_name=name,
+        moe_layer_ids=None if layer_ids is None else tuple(layer_ids.tolist()),
+        **{f"{key}_T": arrays[key] for key in _TOKEN_KEYS if key in arrays},
+    )
+
+
+def _scalar(arrays: Mapping[str, Array], key: str, kinds: str) -> Any:
+    value = arrays.get(key)
+    if value is None:
+        return None
+    if value.size != 1 or value.dtype.kind not in kinds:
+        raise InputError(
+            f"{key} is {value.dtype} {list(value.shape)}, not one {'name' if 'U' in kinds else 'integer'}"
+        )
+    return value.item()
+
+
+def _names(arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    """Return the domains' names, or their numbers where the archive names none."""
+    names, domain_T = arrays.get("domain_names"), arrays.get("domain")
+    if names is not None:
+        if names.ndim != 1 or (names.dtype.kind != "U" and names.size):
+            raise InputError(f"domain_names is {names.dtype} {list(names.shape)}, not a list of names")
+        return tuple(names.tolist())
+    if domain_T is None or domain_T.dtype.kind not in "iu" or not domain_T.size:
+        return ()
+    return tuple(str(domain) for domain in range(min(int(domain_T.max()) + 1, domain_T.size)))

@@ -1,0 +1,200 @@
+"""Makes routing traces with the traits of real ones: skew, domains in bursts, co-activation, drift.
+
+Shape letters: T tokens, L MoE layers, E experts, K top-k, G groups of experts, C domains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from placement.errors import InputError
+from traces.trace import MAX_EXPERTS, ExpertArray, IntArray, Trace
+
+__all__ = ["synthesize"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_BURST_SEQUENCES = 4
+_DRAWN_AT_ONCE = 1 << 22
+
+
+def synthesize(
+    *,
+    num_tokens: int,
+    num_layers: int,
+    num_experts: int,
+    top_k: int,
+    num_domains: int = 4,
+    skew: float = 0.5,
+    domain_strength: float = 0.8,
+    coactivation: float = 2.0,
+    layer_affinity: float = 0.6,
+    drift: float = 0.4,
+    sequence_tokens: int = 512,
+    seed: int,
+) -> Trace:
+    r"""Draw a trace of a router that does not exist but behaves like one.
+
+    A token of domain :math:`c` at time :math:`t \in [0, 1]` selects, in layer :math:`l`, `top_k` different
+    experts, one after the other with probability proportional to :math:`\exp a_e` (the Gumbel top-k trick:
+    Kool et al., arXiv 1903.06059), where
+
+    .. math:: a_e = -s \log r_e + d\,u_{ce} + f\,(2t - 1)\,v_e + g\,z_{G(e)}
+
+    with skew :math:`s` and popularity rank :math:`r_e` (Zipf), domain strength :math:`d`, drift :math:`f`,
+    co-activation :math:`g`, standard normal :math:`u, v` fixed per layer, and :math:`z` drawn per token and
+    group of `top_k` experts. From layer to layer :math:`z` keeps the correlation `layer_affinity`, so a
+    token's choices in one layer predict those in the next.
+
+    Parameters
+    ----------
+    num_tokens, num_layers, num_experts, top_k
+        Size of the trace.
+    num_domains
+        Kinds of traffic; their sequences come in bursts of four on average.
+    skew
+        Exponent of the experts' popularity; 0 makes all equally popular.
+    domain_strength
+        How much a domain changes the popularity; 0 makes domains alike.
+    coactivation
+        How much experts of a group are selected together; 0 makes choices independent.
+    layer_affinity
+        Correlation of a token's preferred groups in consecutive layers, 0 to 1.
+    drift
+        How much the popularity changes from the first to the last token.
+    sequence_tokens
+        Tokens per sequence; the last one may be shorter.
+    seed
+        Seed; the same arguments give the same trace.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+    """
+    sizes = {
+        "num_tokens": num_tokens,
+        "num_layers": num_layers,
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "num_domains": num_domains,
+        "sequence_tokens": sequence_tokens,
+    }
+    strengths = {
+        "skew": skew,
+        "domain_strength": domain_strength,
+        "coactivation": coactivation,
+        "drift": drift,
+    }
+    _check(sizes, strengths, layer_affinity)
+    rng = np.random.default_rng(seed)
+    sequence_T, position_T = np.divmod(np.arange(num_tokens), sequence_tokens)
+    domain_T = _bursts(rng, int(sequence_T[-1]) + 1, num_domains)[sequence_T]
+    router = _Router(rng, sizes, skew=skew, domain_strength=domain_strength, drift=drift)
+    experts_TLK = np.empty(
+        (num_tokens, num_layers, top_k), dtype=np.uint8 if num_experts <= 256 else np.uint16
+    )
+    for tokens in _blocks(num_tokens, num_experts):
+        time_T = (np.arange(tokens.start, tokens.stop) / max(num_tokens - 1, 1)).astype(np.float32)
+        choices = router.route(
+            rng, domain_T[tokens], time_T, coactivation=coactivation, layer_affinity=layer_affinity
+        )
+        for layer, choice_TK in enumerate(choices):
+            experts_TLK[tokens, layer] = choice_TK
+    return Trace(
+        experts_TLK=experts_TLK,
+        num_experts=num_experts,
+        sequence_T=sequence_T,
+        position_T=position_T,
+        domain_T=domain_T,
+        domain_names=tuple(f"domain{domain}" for domain in range(num_domains)),
+        model_name="synthetic",
+        moe_layer_ids=tuple(range(num_layers)),
+    )
+
+
+def _check(sizes: dict[str, int], strengths: dict[str, float], layer_affinity: float) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}; use at least 1")
+    if sizes["num_experts"] > MAX_EXPERTS:
+        raise InputError(f"num_experts is {sizes['num_experts']}; at most {MAX_EXPERTS} are possible")
+    if sizes["top_k"] > sizes["num_experts"]:
+        raise InputError(f"top_k is {sizes['top_k']} of {sizes['num_experts']} experts; choose at most all")
+    for name, strength in strengths.items():
+        if not (math.isfinite(strength) and strength >= 0):
+            raise InputError(f"{name} is {strength}; use a finite number that is not negative")
+    if not 0 <= layer_affinity <= 1:
+        raise InputError(f"layer_affinity is {layer_affinity}; use a number from 0 to 1")
+
+
+def _bursts(rng: np.random.Generator, num_sequences: int, num_domains: int) -> IntArray:
+    """Domain of each sequence: a new one is drawn once every few sequences."""
+    turn = rng.random(num_sequences) < 1 / _BURST_SEQUENCES
+    turn[0] = True
+    drawn = rng.integers(num_domains, size=num_sequences)
+    return drawn[np.maximum.accumulate(np.where(turn, np.arange(num_sequences), 0))]
+
+
+def _blocks(num_tokens: int, num_experts: int) -> Iterator[slice]:
+    step = max(1, _DRAWN_AT_ONCE // num_experts)
+    for start in range(0, num_tokens, step):
+        yield slice(start, min(start + step, num_tokens))
+
+
+class _Router:
+    """The preferences that all tokens share: popularity, domains, drift and groups, per layer."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        sizes: dict[str, int],
+        *,
+        skew: float,
+        domain_strength: float,
+        drift: float,
+    ) -> None:
+        num_layers, num_experts = sizes["num_layers"], sizes["num_experts"]
+        every = np.broadcast_to(np.arange(num_experts), (num_layers, num_experts))
+        rank_LE = rng.permuted(every, axis=1) + 1
+        taste_LCE = rng.standard_normal((num_layers, sizes["num_domains"], num_experts))
+        self.top_k = sizes["top_k"]
+        self.num_groups = -(-num_experts // self.top_k)
+        self.base_LCE = (domain_strength * taste_LCE - skew * np.log(rank_LE)[:, None]).astype(np.float32)
+        self.drift_LE = (drift * rng.standard_normal((num_layers, num_experts))).astype(np.float32)
+        self.group_LE = rng.permuted(every, axis=1) % self.num_groups
+
+    def route(
+        self,
+        rng: np.random.Generator,
+        domain_T: IntArray,
+        time_T: FloatArray,
+        *,
+        coactivation: float,
+        layer_affinity: float,
+    ) -> Iterator[ExpertArray]:
+        """Yield the experts of these tokens layer by layer, ``[tokens, k]``, first choice first."""
+        num_tokens = len(domain_T)
+        fresh = np.float32(math.sqrt(1 - layer_affinity**2))
+        swing_T1 = (2 * time_T - 1)[:, None]
+        taste_TG = rng.standard_normal((num_tokens, self.num_groups), dtype=np.float32)
+        for base_CE, drift_E, group_E in zip(self.base_LCE, self.drift_LE, self.group_LE, strict=True):
+            affinity_TE = base_CE[domain_T] + swing_T1 * drift_E
+            affinity_TE += np.float32(coactivation) * taste_TG[:, group_E]
+            yield _select(rng, affinity_TE, self.top_k)
+            news_TG = rng.standard_normal(taste_TG.shape, dtype=np.float32)
+            taste_TG = np.float32(layer_affinity) * taste_TG + fresh * news_TG
+
+
+def _select(rng: np.random.Generator, affinity_TE: FloatArray, top_k: int) -> ExpertArray:
+    """Sample without replacement, probability proportional to exp(affinity), by adding Gumbel noise."""
+    waiting_TE = rng.standard_exponential(affinity_TE.shape, dtype=np.float32)
+    # A draw may round to zero, whose logarithm is no number.
+    score = affinity_TE - np.log(np.maximum(waiting_TE, np.finfo(np.float32).tiny))
+    chosen = np.argpartition(score, -top_k, axis=1)[:, -top_k:]
+    order = np.argsort(-np.take_along_axis(score, chosen, axis=1), axis=1)
+    return np.take_along_axis(chosen, order, axis=1).astype(np.uint16)
