@@ -28,7 +28,7 @@ __all__ = ["LowerBound", "lower_bound"]
 
 FloatArray = npt.NDArray[np.float64]
 
-DIAGONAL_STEPS = 60
+DIAGONAL_STEPS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,8 +96,8 @@ def _window_bounds(model: CostModel, layer: int) -> FloatArray:
     bound_W = np.maximum(floor_W, total_WE.sum(axis=1) / problem.num_devices)
     bound_W = np.maximum(bound_W, least_WE.max(axis=1))
     if replicas[-1] > 1:
-        return bound_W
-    return np.maximum(bound_W, _cardinality_bounds(total_WE, problem.slots_D))
+        return np.asarray(bound_W)
+    return np.asarray(np.maximum(bound_W, _cardinality_bounds(total_WE, problem.slots_D)))
 
 
 def _cardinality_bounds(cost_WE: FloatArray, slots_D: npt.NDArray[np.int64]) -> FloatArray:
@@ -128,10 +128,10 @@ def _exchange_bounds(model: CostModel) -> tuple[FloatArray, FloatArray]:
             # At the least nothing moves; the phase itself is run all the same.
             bound_WL[:, first:] = np.maximum(bound_WL[:, first:], link.dispatch(0.0))
         return bound_WL, mean_L
+    volumes = [_volume_bounds(problem, link) for link in model.links]
     for phase in ("dispatch", "combine"):
         phase_WL, phase_mean_L = np.zeros(shape), np.zeros(profile.num_layers)
-        for link in model.links:
-            volume_WL, volume_mean_L = _volume_bounds(problem, link)
+        for link, (volume_WL, volume_mean_L) in zip(model.links, volumes, strict=True):
             curve: PiecewiseLinear = getattr(link, phase)
             phase_WL = np.maximum(phase_WL, curve(volume_WL))
             phase_mean_L = np.maximum(phase_mean_L, _convex_minorant(curve)(volume_mean_L))
@@ -233,18 +233,18 @@ def _least_fanout(
     if _max_replicas(problem) > 1:
         return least
     coactivation_EE, tokens = _coactivation(problem, layer, inside_only=inside_only)
-    # A group that holds n of a token's experts saves n - 1 touches and keeps n (n - 1) / 2 >= n - 1 pairs inside,
+    # A group that holds n of a token's experts saves n - 1 touches and keeps n (n - 1) / 2 pairs inside,
+    # which is as many or more,
     # so the touches saved are at most the pairs kept.
     inside = most_inside(coactivation_EE, num_groups=num_groups, slots=slots)
     return max(least, top_k - inside / tokens)
 
 
-def _coactivation(
-    problem: PlacementProblem, layer: int, *, inside_only: bool
-) -> tuple[FloatArray, float]:
+def _coactivation(problem: PlacementProblem, layer: int, *, inside_only: bool) -> tuple[FloatArray, float]:
     """Weighted count of tokens that select both experts of a pair, ``[experts, experts]``, and of tokens."""
     profile = problem.profile
-    assert profile.experts_TLK is not None and profile.window_of_token_T is not None
+    assert profile.experts_TLK is not None
+    assert profile.window_of_token_T is not None
     experts_TK = profile.experts_TLK[:, layer].astype(np.int64)
     weight_T = profile.token_weight_T
     if inside_only:

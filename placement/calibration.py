@@ -335,7 +335,7 @@ def calibration_from_dict(values: Mapping[str, Any]) -> Calibration:
     except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as exc:
         raise InputError(f"a {kind} calibration cannot be read from it: {exc}") from exc
     raise InputError(
-        f"neither \"kind\" ({' or '.join(_KINDS)}) nor measured curves (\"expert_ffn_ms\"); found "
+        f'neither "kind" ({" or ".join(_KINDS)}) nor measured curves ("expert_ffn_ms"); found '
         f"kind={kind!r} and keys {sorted(options)[:6]}"
     )
 

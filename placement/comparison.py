@@ -18,7 +18,7 @@ from placement.optimizer import optimize
 from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
 from placement.solution import Incumbent, Solution
-from placement.stopping import StoppingCriterion
+from placement.stopping import AnyOf, Deadline, Never, StoppingCriterion
 
 __all__ = ["Comparison", "PolicyResult", "compare"]
 
@@ -131,7 +131,9 @@ def _policy_dict(result: PolicyResult) -> dict[str, Any]:
     }
 
 
-def _window_cost(problem: PlacementProblem, breakdown: CostBreakdown) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _window_cost(
+    problem: PlacementProblem, breakdown: CostBreakdown
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     if problem.objective is Objective.STEP_TIME:
         return breakdown.step_W
     return np.asarray(breakdown.balance_WL.mean(axis=1))
@@ -155,15 +157,20 @@ def _policies(problem: PlacementProblem) -> list[tuple[str, str, str, PlacementP
     return policies
 
 
+def _ignore(_: object) -> None:
+    """Take no notice."""
+
+
 def compare(
     problem: PlacementProblem,
     *,
     stop: StoppingCriterion | None = None,
+    time_limit_s: float | None = None,
     seed: int = 0,
     threads: int = 1,
     work_s: float | None = None,
-    on_policy: Callable[[str], None] = lambda _: None,
-    on_incumbent: Callable[[Incumbent], None] = lambda _: None,
+    on_policy: Callable[[str], None] = _ignore,
+    on_incumbent: Callable[[Incumbent], None] = _ignore,
     only: Sequence[str] | None = None,
 ) -> Comparison:
     """Fit every policy on the even windows of a problem's profile and score it on the odd ones.
@@ -172,6 +179,12 @@ def compare(
     ----------
     problem
         With the profile of all windows.
+    stop
+        Ends every policy early.
+    time_limit_s
+        Seconds for each policy; None for no limit.
+    seed, threads, work_s
+        As in `placement.optimize`, for each policy.
     on_policy, on_incumbent
         Called when a policy begins, and at every incumbent of ``auto``.
     only
@@ -194,10 +207,18 @@ def compare(
         if only is not None and name not in only:
             continue
         on_policy(name)
-        callbacks = {"on_incumbent": on_incumbent} if name == "auto" else {}
+        its_stop = Never() if stop is None else stop
+        if time_limit_s is not None:
+            its_stop = AnyOf(its_stop, Deadline(time_limit_s))
         try:
             solution = optimize(
-                its_problem, solver=solver, stop=stop, seed=seed, threads=threads, work_s=work_s, **callbacks
+                its_problem,
+                solver=solver,
+                stop=its_stop,
+                seed=seed,
+                threads=threads,
+                work_s=work_s,
+                on_incumbent=on_incumbent if name == "auto" else _ignore,
             )
         except InfeasibleError as exc:
             if name == "auto":

@@ -108,7 +108,7 @@ class Placement:
     @cached_property
     def replicas_LE(self) -> IntArray:
         """Number of replicas of each expert, ``[layers, experts]``."""
-        return self.count_LED.sum(axis=2, dtype=np.int64)
+        return np.asarray(self.count_LED.sum(axis=2, dtype=np.int64))
 
     @cached_property
     def first_device_LE(self) -> IntArray:
@@ -136,14 +136,13 @@ class Placement:
             raise InputError(f"device_of_slot names {device.shape[0]} slots, the map has {p2l.shape[1]}")
         if device.min() < 0 or device.max() >= self.num_devices:
             slot = int(np.nonzero((device < 0) | (device >= self.num_devices))[0][0])
-            raise InputError(
-                f"slot {slot} is on device {device[slot]}, outside 0..{self.num_devices - 1}"
-            )
+            raise InputError(f"slot {slot} is on device {device[slot]}, outside 0..{self.num_devices - 1}")
         outside = (p2l < EMPTY) | (p2l >= self.num_experts)
         if outside.any():
             layer, slot = (int(i[0]) for i in np.nonzero(outside))
             raise InputError(
-                f"layer {layer} slot {slot} holds expert {p2l[layer, slot]}, outside 0..{self.num_experts - 1}"
+                f"layer {layer} slot {slot} holds expert {p2l[layer, slot]}, outside "
+                f"0..{self.num_experts - 1}"
             )
         if self.moe_layer_ids is not None and len(self.moe_layer_ids) != p2l.shape[0]:
             raise InputError(
@@ -196,10 +195,10 @@ def diff(before: Placement, after: Placement) -> tuple[Move, ...]:
             )
     layer, expert, target = np.nonzero((after.count_LED > 0) & (before.count_LED == 0))
     moves = []
-    for l, e, d in zip(layer.tolist(), expert.tolist(), target.tolist(), strict=True):
-        holders = np.nonzero(before.count_LED[l, e])[0]
+    for i, e, d in zip(layer.tolist(), expert.tolist(), target.tolist(), strict=True):
+        holders = np.nonzero(before.count_LED[i, e])[0]
         source = int(holders[np.argmin(np.abs(holders - d))])
-        moves.append(Move(layer=l, expert=e, source=source, target=d))
+        moves.append(Move(layer=i, expert=e, source=source, target=d))
     return tuple(moves)
 
 

@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.int64]
 
 GIB = 1024.0**3
 
+DATA_SHEET = DataSheetCalibration()
+
 
 class Semantics(StrEnum):
     """How the engine moves tokens, hence which traffic a placement can change."""
@@ -97,7 +99,7 @@ class PlacementProblem:
     semantics: Semantics = Semantics.DISPATCH
     objective: Objective = Objective.STEP_TIME
     risk: Risk = Risk.MEAN
-    calibration: Calibration = DataSheetCalibration()
+    calibration: Calibration = DATA_SHEET
     max_imbalance: float = 1.05
 
     def __post_init__(self) -> None:
@@ -124,7 +126,8 @@ class PlacementProblem:
             Semantics.DISPATCH_NODEDUP,
         ):
             raise InputError(
-                f"under {self.semantics} no placement changes the traffic; use --objective balance or step-time"
+                f"under {self.semantics} no placement changes the traffic; use --objective balance or "
+                "step-time"
             )
         if self.objective is Objective.TRAFFIC and self.risk is not Risk.MEAN:
             raise InputError("the traffic objective is a mean; --risk goes with step-time or balance")
@@ -234,8 +237,8 @@ def _check_memory(model: ModelShape, topology: Topology, slots_D: IntArray) -> N
     if (missing_D > 0).any():
         device = int(missing_D.argmax())
         raise InfeasibleError(
-            f"{slots_D[device]} experts x {model.num_layers} layers of {model.name} ({model.weight_dtype}) need "
-            f"{need_D[device] / GIB:.1f} GiB on device {device}, which has "
+            f"{slots_D[device]} experts x {model.num_layers} layers of {model.name} ({model.weight_dtype}) "
+            f"need {need_D[device] / GIB:.1f} GiB on device {device}, which has "
             f"{topology.expert_memory_bytes_D[device] / GIB:.1f} GiB: {missing_D[device] / GIB:.1f} GiB are "
             "missing; use more devices, fewer spare slots or a smaller weight type"
         )
@@ -252,6 +255,7 @@ def make_problem(
     calibration: Calibration | None = None,
     spare_slots: int = 0,
     max_imbalance: float = 1.05,
+    device_of_slot_S: IntArray | None = None,
 ) -> PlacementProblem:
     """Build a problem: derive the slots, check that experts and weights fit.
 
@@ -260,6 +264,8 @@ def make_problem(
     spare_slots
         Slots per layer beyond one per expert, over all devices; replicas fill them or they stay empty.
         Ignored where the topology names each device's slots.
+    device_of_slot_S
+        Slots to use instead, ``[slots]``: those of a placement that is to be evaluated.
 
     Raises
     ------
@@ -270,7 +276,11 @@ def make_problem(
     """
     if spare_slots < 0:
         raise InputError(f"spare_slots is {spare_slots}; it must be 0 or more")
-    slots = _slots(profile, topology, spare_slots)
+    slots = _slots(profile, topology, spare_slots) if device_of_slot_S is None else device_of_slot_S
+    if slots.max() >= topology.num_devices:
+        raise InputError(
+            f"the placement has slots on {int(slots.max()) + 1} devices, the topology {topology.num_devices}"
+        )
     slots_D = np.bincount(slots, minlength=topology.num_devices).astype(np.int64)
     if model is not None:
         _check_memory(model, topology, slots_D)

@@ -67,7 +67,9 @@ class RoutingProfile:
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "load_WLE", _read_only(np.ascontiguousarray(self.load_WLE, dtype=np.float64)))
-        set_(self, "window_tokens_W", _read_only(np.ascontiguousarray(self.window_tokens_W, dtype=np.float64)))
+        set_(
+            self, "window_tokens_W", _read_only(np.ascontiguousarray(self.window_tokens_W, dtype=np.float64))
+        )
         self._check_loads()
         if self.experts_TLK is None:
             if self.window_of_token_T is not None or self.home_T is not None:
@@ -190,5 +192,7 @@ class RoutingProfile:
         if self.experts_TLK is None or self.window_of_token_T is None:
             raise InputError("the trace has expert counts only; transitions need the tokens' experts")
         count = np.zeros((self.num_experts, self.num_experts))
-        np.add.at(count, (self.experts_TLK[:, layer, 0], self.experts_TLK[:, layer + 1, 0]), self.token_weight_T)
+        np.add.at(
+            count, (self.experts_TLK[:, layer, 0], self.experts_TLK[:, layer + 1, 0]), self.token_weight_T
+        )
         return count

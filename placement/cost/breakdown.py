@@ -139,4 +139,4 @@ def ratio_to_mean(load: FloatArray) -> FloatArray:
     """Return max / mean over the last axis, 1 where the mean is 0."""
     mean = load.mean(axis=-1)
     ratio = np.ones_like(mean)
-    return np.divide(load.max(axis=-1), mean, out=ratio, where=mean > 0)
+    return np.asarray(np.divide(load.max(axis=-1), mean, out=ratio, where=mean > 0))

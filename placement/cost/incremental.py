@@ -76,11 +76,11 @@ class LayerState:
         InputError
             If both are on one device, or the swap puts an expert twice on a device.
         """
-        from placement.cost.layer_kernels import apply_swap, state_value, swap_value
+        from placement.cost.layer_kernels import apply_swap, items_of, state_value, swap_value
 
         self._check(a, b)
         before = self.value
-        if (self._state.replicas_E <= 1).all():
+        if not items_of(self._state)[2]:
             return float(swap_value(self._layer, self._state, a, b)) - before
         apply_swap(self._layer, self._state, a, b)
         after = float(state_value(self._layer, self._state))
@@ -96,7 +96,10 @@ class LayerState:
 
     def row(self, device_of_slot_S: IntArray) -> IntArray:
         """Return the layer's row of a physical-to-logical map on the given slots."""
-        return layer_row(self._state.expert_I, self._state.device_I, device_of_slot_S)
+        from placement.cost.layer_kernels import items_of
+
+        expert_I, device_I, _ = items_of(self._state)
+        return layer_row(expert_I, device_I, device_of_slot_S)
 
     def _check(self, a: int, b: int) -> None:
         from placement.cost.layer_kernels import swap_allowed

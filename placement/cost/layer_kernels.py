@@ -19,13 +19,14 @@ O top-k positions, M pieces mixed into a scenario.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite.ir as llvm_ir
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 from numba.core import types
+from numba.experimental import structref
 from numba.extending import intrinsic
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "Layer",
     "State",
     "apply_swap",
+    "items_of",
+    "make_compiled_layer",
     "new_state",
     "rebuild",
     "state_value",
@@ -57,8 +60,21 @@ SOFT_POWER = 16
 the loads of windows not seen differ by."""
 
 
-class Layer(NamedTuple):
-    """What never changes while one layer is searched."""
+@structref.register
+class _LayerType(types.StructRef):
+    """Compiled type of `Layer`."""
+
+
+@structref.register
+class _StateType(types.StructRef):
+    """Compiled type of `State`."""
+
+
+class Layer(structref.StructRefProxy):
+    """What never changes while one layer is searched; a compiled structure of the fields below.
+
+    Passed to compiled code by reference: a tuple of as many arrays makes compiling several times slower.
+    """
 
     cost_KREW: Array
     """Cost of an expert's replica on a device kind when it has 1 + r replicas."""
@@ -93,9 +109,13 @@ class Layer(NamedTuple):
     soft: bool
     """True: replace every maximum over devices or groups by the `SOFT_POWER`-norm."""
 
+    def __new__(cls, *values: Any) -> Layer:
+        """Return a compiled structure of the values, one for each field."""
+        return structref.StructRefProxy.__new__(cls, *values)  # type: ignore[no-untyped-call]
 
-class State(NamedTuple):
-    """Where the items of one layer are, and the tables that price a swap."""
+
+class State(structref.StructRefProxy):
+    """Where the items of one layer are, and the tables that price a swap; a compiled structure."""
 
     expert_I: Array
     device_I: Array
@@ -125,6 +145,37 @@ class State(NamedTuple):
     scale_1J: Array
     """Magnitudes by which costs, then each link's volumes, are divided before they are raised to a power."""
 
+    def __new__(cls, *values: Any) -> State:
+        """Return a compiled structure of the values, one for each field."""
+        return structref.StructRefProxy.__new__(cls, *values)  # type: ignore[no-untyped-call]
+
+
+LAYER_FIELDS = tuple(Layer.__annotations__)
+STATE_FIELDS = tuple(State.__annotations__)
+
+
+def make_compiled_layer(**fields: Any) -> Layer:
+    """Return a `Layer` of the fields by name; one compiled type serves all.
+
+    Arrays become contiguous and writable, which is part of their compiled type.
+    """
+    values = []
+    for name in LAYER_FIELDS:
+        value = fields.pop(name)
+        values.append(np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value)
+    assert not fields, f"unknown fields {sorted(fields)}"
+    return Layer(*values)
+
+
+structref.define_proxy(Layer, _LayerType, list(LAYER_FIELDS))  # type: ignore[no-untyped-call]
+structref.define_proxy(State, _StateType, list(STATE_FIELDS))  # type: ignore[no-untyped-call]
+
+
+@nb.njit(**OPTIONS)
+def items_of(state: State) -> tuple[Array, Array, bool]:
+    """Return expert and device of each item, and whether any expert is replicated."""
+    return state.expert_I, state.device_I, state.replicas_E.max() > 1
+
 
 @intrinsic
 def _popcount(context: Any, word: Any) -> Any:
@@ -143,7 +194,7 @@ def new_state(layer: Layer, expert_I: Array, device_I: Array) -> State:
     """Allocate a state for the given items and fill it."""
     num_items, num_scenarios = expert_I.size, layer.weight_W.size
     num_devices, num_links = layer.kind_D.size, layer.group_JD.shape[0]
-    num_experts, num_words = layer.bits_EN.shape
+    num_words = layer.bits_EN.shape[1]
     num_groups = 0
     for link in range(num_links):
         num_groups = max(num_groups, layer.num_groups_J[link])
@@ -254,9 +305,7 @@ def _assign_tokens(layer: Layer, state: State) -> None:
     first_E = np.full(state.replicas_E.size, -1, np.int64)
     for item in range(state.expert_I.size):
         expert = state.expert_I[item]
-        if expert >= 0 and (
-            first_E[expert] < 0 or state.device_I[item] < state.device_I[first_E[expert]]
-        ):
+        if expert >= 0 and (first_E[expert] < 0 or state.device_I[item] < state.device_I[first_E[expert]]):
             first_E[expert] = item
     need_N = state.scratch_N
     for position in range(layer.position_bits_OEN.shape[0]):
@@ -278,24 +327,25 @@ def _assign_tokens(layer: Layer, state: State) -> None:
 @nb.njit(**OPTIONS)
 def _count_common(layer: Layer, state: State, x_N: Array, y_N: Array, enter_H: Array, out_W: Array) -> None:
     """Weigh the tokens in both sets, piece by piece, and mix the pieces into scenarios."""
-    piece_P = state.scratch_P
+    piece_P, scale_P, mix_WM = state.scratch_P, layer.scale_P, layer.mix_WM
+    start_Q, segment_piece_Q, home_Q = layer.segment_start_Q, layer.segment_piece_Q, layer.segment_home_Q
     piece_P[:] = 0.0
-    for q in range(layer.segment_piece_Q.size):
+    for q in range(segment_piece_Q.size):
         count = 0
-        for n in range(layer.segment_start_Q[q], layer.segment_start_Q[q + 1]):
-            count += _popcount(x_N[n] & y_N[n])
-        piece_P[layer.segment_piece_Q[q]] += count * enter_H[layer.segment_home_Q[q]]
+        for n in range(start_Q[q], start_Q[q + 1]):
+            count += _popcount(x_N[n] & y_N[n])  # type: ignore[call-arg]
+        piece_P[segment_piece_Q[q]] += count * enter_H[home_Q[q]]
     mean = 0.0
     for p in range(piece_P.size):
-        piece_P[p] *= layer.scale_P[p]
+        piece_P[p] *= scale_P[p]
         mean += piece_P[p]
     mean *= layer.shrink / piece_P.size
-    num_mixed = layer.mix_WM.shape[1]
+    num_mixed = mix_WM.shape[1]
     factor = (1.0 - layer.shrink) / num_mixed
     for w in range(out_W.size):
         mixed = 0.0
         for m in range(num_mixed):
-            mixed += piece_P[layer.mix_WM[w, m]]
+            mixed += piece_P[mix_WM[w, m]]
         out_W[w] = mixed * factor + mean
 
 
@@ -373,11 +423,11 @@ def _rank_devices(layer: Layer, state: State) -> None:
 @nb.njit(**OPTIONS)
 def _rank_groups(layer: Layer, state: State, link: int) -> None:
     num_groups = layer.num_groups_J[link]
-    _top3(
-        state.volume_JGW[link], num_groups, state.volume_top_J3W[link], state.volume_top_id_J3W[link]
-    )
+    _top3(state.volume_JGW[link], num_groups, state.volume_top_J3W[link], state.volume_top_id_J3W[link])
     if layer.soft:
-        state.scale_1J[1 + link] = _sum_powers(state.volume_JGW[link], num_groups, state.volume_power_JW[link])
+        state.scale_1J[1 + link] = _sum_powers(
+            state.volume_JGW[link], num_groups, state.volume_power_JW[link]
+        )
 
 
 @nb.njit(**OPTIONS)
@@ -446,14 +496,16 @@ def _terms_value(layer: Layer, volume_JW: Array) -> float:
     """Return the weighted time of all exchange terms, given every link's fullest group."""
     total = 0.0
     num_links = layer.group_JD.shape[0]
+    weight_W = layer.weight_W
     for term in range(layer.curve_points_YJ.shape[0]):
         if num_links == 1 and layer.curve_points_YJ[term, 0] == 2:
             x0, y0 = layer.curve_x_YJX[term, 0, 0], layer.curve_y_YJX[term, 0, 0]
             slope = (layer.curve_y_YJX[term, 0, 1] - y0) / (layer.curve_x_YJX[term, 0, 1] - x0)
-            for w in range(layer.weight_W.size):
-                total += layer.weight_W[w] * (y0 + slope * (volume_JW[0, w] - x0))
+            volume_W = volume_JW[0]
+            for w in range(weight_W.size):
+                total += weight_W[w] * (y0 + slope * (volume_W[w] - x0))
             continue
-        for w in range(layer.weight_W.size):
+        for w in range(weight_W.size):
             longest = 0.0
             for link in range(num_links):
                 points = layer.curve_points_YJ[term, link]
@@ -465,7 +517,7 @@ def _terms_value(layer: Layer, volume_JW: Array) -> float:
                         volume_JW[link, w],
                     )
                     longest = max(longest, time)
-            total += layer.weight_W[w] * longest
+            total += weight_W[w] * longest
     return total
 
 
@@ -557,31 +609,40 @@ def swap_value(layer: Layer, state: State, a: int, b: int) -> float:
 
 
 @nb.njit(**OPTIONS)
+def _third_of(top_3W: Array, id_3W: Array, w: int, i: int, j: int) -> float:
+    """Return the largest of the three kept that belongs to neither i nor j."""
+    fullest = top_3W[2, w]
+    if id_3W[1, w] != i and id_3W[1, w] != j:
+        fullest = top_3W[1, w]
+    if id_3W[0, w] != i and id_3W[0, w] != j:
+        fullest = top_3W[0, w]
+    return float(fullest)
+
+
+@nb.njit(**OPTIONS)
 def _swapped_devices(layer: Layer, state: State, a: int, b: int) -> float:
     """Return the weighted cost of the fullest device after a swap."""
     i, j = state.device_I[a], state.device_I[b]
     out_i, in_i = state.cost_KIW[layer.kind_D[i], a], state.cost_KIW[layer.kind_D[i], b]
     out_j, in_j = state.cost_KIW[layer.kind_D[j], b], state.cost_KIW[layer.kind_D[j], a]
     cost_i, cost_j = state.device_cost_DW[i], state.device_cost_DW[j]
+    weight_W = layer.weight_W
     total = 0.0
     if layer.soft:
+        power_W = state.device_power_W
         scale = state.scale_1J[0]
         inverse = 1.0 / scale
-        for w in range(layer.weight_W.size):
-            power = state.device_power_W[w] - _power(cost_i[w] * inverse) - _power(cost_j[w] * inverse)
+        for w in range(weight_W.size):
+            power = power_W[w] - _power(cost_i[w] * inverse) - _power(cost_j[w] * inverse)
             power += _power((cost_i[w] - out_i[w] + in_i[w]) * inverse)
             power += _power((cost_j[w] - out_j[w] + in_j[w]) * inverse)
-            total += layer.weight_W[w] * _root(power)
+            total += weight_W[w] * _root(power)
         return total * scale
     top_3W, id_3W = state.device_top_3W, state.device_top_id_3W
-    for w in range(layer.weight_W.size):
-        fullest = top_3W[2, w]
-        if id_3W[1, w] != i and id_3W[1, w] != j:
-            fullest = top_3W[1, w]
-        if id_3W[0, w] != i and id_3W[0, w] != j:
-            fullest = top_3W[0, w]
+    for w in range(weight_W.size):
+        fullest = _third_of(top_3W, id_3W, w, i, j)
         fullest = max(fullest, max(cost_i[w] - out_i[w] + in_i[w], cost_j[w] - out_j[w] + in_j[w]))
-        total += layer.weight_W[w] * fullest
+        total += weight_W[w] * fullest
     return total
 
 
@@ -603,20 +664,17 @@ def _swapped_volume(layer: Layer, state: State, link: int, a: int, b: int) -> No
             after_h[w] += both_b[w]
     fullest_W = state.scratch_JW[link]
     if layer.soft:
+        power_W = state.volume_power_JW[link]
         scale = state.scale_1J[1 + link]
         inverse = 1.0 / scale
         for w in range(after_g.size):
-            power = state.volume_power_JW[link, w] + _power(after_g[w] * inverse) + _power(after_h[w] * inverse)
+            power = power_W[w] + _power(after_g[w] * inverse) + _power(after_h[w] * inverse)
             power -= _power(volume_g[w] * inverse) + _power(volume_h[w] * inverse)
             fullest_W[w] = _root(power) * scale
         return
     top_3W, id_3W = state.volume_top_J3W[link], state.volume_top_id_J3W[link]
     for w in range(after_g.size):
-        fullest = top_3W[2, w]
-        if id_3W[1, w] != g and id_3W[1, w] != h:
-            fullest = top_3W[1, w]
-        if id_3W[0, w] != g and id_3W[0, w] != h:
-            fullest = top_3W[0, w]
+        fullest = _third_of(top_3W, id_3W, w, g, h)
         fullest_W[w] = max(fullest, max(after_g[w], after_h[w]))
 
 

@@ -200,7 +200,7 @@ def make_layer(
     weight_W
         Weight of each scenario; equal by default.
     """
-    from placement.cost.layer_kernels import Layer
+    from placement.cost.layer_kernels import make_compiled_layer
 
     problem = model.problem
     load_WE = _loads(problem.profile, layer, scenarios)
@@ -222,7 +222,7 @@ def make_layer(
     enter_JHG = _pad_enter(links, problem.num_devices)
     repeat = additive_JGEW.shape[0] // len(links) if links and not use_bits else 1
     total_E = problem.profile.load_WLE[:, layer].sum(axis=0)
-    return Layer(
+    return make_compiled_layer(
         cost_KREW=_expert_costs(model, load_WE, max_replicas),
         weight_W=_weights(weight_W, mix_WM.shape[0]),
         kind_D=np.ascontiguousarray(problem.topology.kind_of_device_D),
@@ -302,7 +302,7 @@ def _loads(profile: RoutingProfile, layer: int, scenarios: Scenarios) -> FloatAr
 
 
 def _expert_costs(model: CostModel, load_WE: FloatArray, max_replicas: int) -> FloatArray:
-    """Cost of one replica by device kind and number of replicas, ``[kinds, replicas, experts, scenarios]``."""
+    """Cost of a replica by device kind and number of replicas, ``[kinds, replicas, experts, scenarios]``."""
     problem = model.problem
     per_replica_REW = load_WE.T[None] / np.arange(1, max_replicas + 1)[:, None, None]
     num_kinds = len(problem.topology.kinds)
@@ -334,7 +334,9 @@ def _bits(profile: RoutingProfile, layer: int, scenarios: Scenarios, *, per_posi
     """Bit sets of the tokens that select each expert, ``[positions or 1, experts, words]``."""
     assert profile.experts_TLK is not None
     experts_TK = profile.experts_TLK[scenarios.token_T, layer]
-    bits = np.zeros((profile.top_k if per_position else 1, profile.num_experts, scenarios.num_words), np.uint64)
+    bits = np.zeros(
+        (profile.top_k if per_position else 1, profile.num_experts, scenarios.num_words), np.uint64
+    )
     word_T = scenarios.bit_T // WORD_BITS
     mask_T = np.left_shift(np.uint64(1), (scenarios.bit_T % WORD_BITS).astype(np.uint64))
     for position in range(profile.top_k):
@@ -417,7 +419,9 @@ def _entering(
     num_rows, num_pieces = enter_HG.shape[0], scenarios.scale_P.size
     experts_TK = profile.experts_TLK[scenarios.token_T, layer].astype(np.int64)
     experts_TK = experts_TK if all_positions else experts_TK[:, :1]
-    key = (row_T[scenarios.token_T] * num_pieces + scenarios.piece_T)[:, None] * profile.num_experts + experts_TK
+    key = (row_T[scenarios.token_T] * num_pieces + scenarios.piece_T)[
+        :, None
+    ] * profile.num_experts + experts_TK
     count = np.bincount(key.ravel(), minlength=num_rows * num_pieces * profile.num_experts)
     count_HPE = count.reshape(num_rows, num_pieces, profile.num_experts) * scenarios.scale_P[None, :, None]
     return np.asarray(np.tensordot(enter_HG.T, count_HPE, axes=1).transpose(0, 2, 1))

@@ -166,7 +166,8 @@ class CostModel:
         profile = self.problem.profile
         share_LED = placement.count_LED / placement.replicas_LE[:, :, None]
         if profile.home_T is None:
-            return np.matmul(profile.load_WLE.transpose(1, 0, 2), share_LED) * link.enter_HG[0]
+            loads = np.matmul(profile.load_WLE.transpose(1, 0, 2), share_LED)
+            return np.asarray(loads * link.enter_HG[0])
         pairs = np.zeros((profile.num_layers, profile.num_windows, self.problem.num_devices))
         for layer in range(profile.num_layers):
             home_load_WHE = home_loads(profile, layer, num_homes=link.enter_HG.shape[0])
@@ -312,7 +313,8 @@ def home_loads(profile: RoutingProfile, layer: int, *, num_homes: int) -> FloatA
     row_T = (window_T * num_homes + home_row_T) * profile.num_experts
     cell = (row_T[:, None] + profile.experts_TLK[:, layer].astype(np.int64)).ravel()
     weight = np.repeat(profile.token_weight_T, profile.top_k)
-    return np.bincount(cell, weights=weight, minlength=int(np.prod(shape))).reshape(shape)[:-1]
+    count = np.bincount(cell, weights=weight, minlength=int(np.prod(shape))).astype(np.float64)
+    return np.asarray(count.reshape(shape)[:-1])
 
 
 def _token_rows(profile: RoutingProfile) -> tuple[IntArray, IntArray]:

@@ -16,34 +16,38 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from placement.cost import CostModel
 from placement.cost.incremental import layer_row
-from placement.cost.layers import Neighbours, ScenarioPlan, Scenarios, make_layer, make_scenarios
+from placement.cost.layers import Neighbours, ScenarioPlan, make_layer, make_scenarios
 from placement.errors import InfeasibleError
 from placement.plan import EMPTY, Placement
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
 from placement.solvers.greedy import greedy_placement
 from placement.solvers.protocol import SolveRequest
 
-__all__ = ["SearchSolver"]
+if TYPE_CHECKING:
+    from placement.cost.layer_kernels import Layer
+
+__all__ = ["SearchSolver", "layer_balance", "scenario_plan"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-WORK_PER_SECOND = 6.0e8
+WORK_PER_SECOND = 3.0e8
 """Scenario updates that one thread of a current server makes in a second (measured, rounded down)."""
 
-DEFAULT_WORK_S = 8.0
+DEFAULT_WORK_S = 6.0
 """Effort when none is asked for, in seconds of one thread."""
 
 TABLE_BYTES = 256 * 2**20
 """Memory that the swap tables of one layer may take."""
 
-MAX_SEARCH_TOKENS = 40_000
+MAX_SEARCH_TOKENS = 32_768
 """Tokens whose expert sets are searched on; sampling error at this size is far below that of the windows."""
 
 TENURE = 5
@@ -60,7 +64,7 @@ class _LayerSolution:
 
 
 def scenario_plan(problem: PlacementProblem, *, max_replicas: int) -> ScenarioPlan:
-    """Choose the scenarios to search on: pieces of an eighth of a window, overlapping, softened.
+    """Choose the scenarios to search on: quarters of a window, two overlapping ones each, softened.
 
     Their number is limited so that the tables of a layer stay within `TABLE_BYTES`.
     """
@@ -68,12 +72,12 @@ def scenario_plan(problem: PlacementProblem, *, max_replicas: int) -> ScenarioPl
     tiers = 1 if problem.calibration.flat else problem.topology.num_tiers
     per_scenario = 8 * items * (items + 2 * problem.num_devices) * tiers
     most = int(np.clip(TABLE_BYTES // per_scenario, 16, 400))
-    pieces = 8
+    pieces = 4
     if problem.profile.num_sampled_tokens == 0 or problem.profile.num_windows > most:
         pieces = 1
     return ScenarioPlan(
         pieces_per_window=pieces,
-        span_pieces=3 if pieces > 1 else 1,
+        span_pieces=2 if pieces > 1 else 1,
         shrink=0.2 if pieces > 1 else 0.1,
         soft=True,
         max_tokens=MAX_SEARCH_TOKENS,
@@ -97,7 +101,10 @@ class SearchSolver:
         start = greedy_placement(request.problem) if request.start is None else request.start
         request.problem.check_capacity(start)
         run = _Run(request, start)
-        if request.problem.semantics is Semantics.STAY_PUT and request.problem.objective is not Objective.BALANCE:
+        if (
+            request.problem.semantics is Semantics.STAY_PUT
+            and request.problem.objective is not Objective.BALANCE
+        ):
             placement = run.sweep_layers()
         else:
             placement = run.separate_layers()
@@ -113,9 +120,9 @@ def _check_limit(request: SolveRequest, placement: Placement) -> None:
     worst = int(balance_L.argmax())
     if balance_L[worst] > problem.max_imbalance * (1 + 1e-9):
         raise InfeasibleError(
-            f"layer {worst}: the fullest device carries {balance_L[worst]:.4f} of the mean load at best, above "
-            f"--max-imbalance {problem.max_imbalance}; allow {np.ceil(balance_L[worst] * 1000) / 1000:.3f} or "
-            "add spare slots for replicas"
+            f"layer {worst}: the fullest device carries {balance_L[worst]:.4f} of the mean load at best, "
+            f"above --max-imbalance {problem.max_imbalance}; allow "
+            f"{np.ceil(balance_L[worst] * 1000) / 1000:.3f} or add spare slots for replicas"
         )
 
 
@@ -144,7 +151,7 @@ class _Run:
         self.best = [self._items(start, layer) for layer in range(self.problem.num_layers)]
         work_s = DEFAULT_WORK_S if request.work_s is None else request.work_s
         self.work_per_layer = work_s * WORK_PER_SECOND / self.problem.num_layers
-        self.controls: list[npt.NDArray[np.int64]] = []
+        self.controls = [np.zeros(2, dtype=np.int64) for _ in self.best]
 
     def _items(self, placement: Placement, layer: int) -> _LayerSolution:
         """Contents of a placement's layer on the problem's slots; nothing priced yet."""
@@ -179,7 +186,6 @@ class _Run:
 
     def _each_layer(self, improve: Callable[[int, npt.NDArray[np.int64]], _LayerSolution]) -> None:
         """Run a function for every layer on the threads allowed, and keep what it returns."""
-        self.controls = [np.zeros(2, dtype=np.int64) for _ in self.best]
         with ThreadPoolExecutor(self.request.threads) as pool:
             futures = {
                 pool.submit(partial(improve, layer, self.controls[layer])): layer
@@ -197,22 +203,28 @@ class _Run:
                 if self.request.stop():
                     self._stop_all()
                 yield from done
-        finally:
+        except BaseException:
+            # Leave no thread computing for a solve that is over.
             self._stop_all()
+            raise
 
     def _stop_all(self) -> None:
         for control in self.controls:
             control[0] = 1
 
-    def _make_layer(self, layer: int, **options: object) -> object:
-        model = self.request.model
+    def _make_layer(self, layer: int, *, neighbours: Neighbours | None = None) -> Layer:
         return make_layer(
-            model, layer, self.scenarios, max_replicas=self.max_replicas, weight_W=self.weight_W, **options
-        )  # type: ignore[arg-type]
+            self.request.model,
+            layer,
+            self.scenarios,
+            max_replicas=self.max_replicas,
+            neighbours=neighbours,
+            weight_W=self.weight_W,
+        )
 
     def _search(
         self,
-        compiled: object,
+        compiled: Layer,
         items: _LayerSolution,
         control: npt.NDArray[np.int64],
         *,
@@ -278,6 +290,8 @@ class _Run:
                 break
             self.weight_W = self._tail_weights(model)
             self.best = [replace(solution, value=np.inf) for solution in self.best]
+            for control in self.controls:
+                control[1] = 0
             self._each_layer(self._deepen_layer)
             after = model.objective(self.placement())
             if after >= risk:
@@ -324,7 +338,7 @@ class _Run:
             compiled = self._make_layer(layer, neighbours=self._neighbours(layer, ahead=sweep > 0))
             self._each_one(layer, compiled, sweep)
 
-    def _each_one(self, layer: int, compiled: object, sweep: int) -> None:
+    def _each_one(self, layer: int, compiled: Layer, sweep: int) -> None:
         self.controls = [np.zeros(2, dtype=np.int64)]
         with ThreadPoolExecutor(1) as pool:
             seed = self._seed(layer, sweep)

@@ -295,9 +295,7 @@ def search_layer(
     for iteration in range(1, tabu_iterations + 1):
         if control[STOP] != 0 or since_best > tabu_iterations // 2:
             break
-        _, a, b = _best_swap(
-            layer, state, free_after_I, iteration, best - IMPROVES * abs(best), control
-        )
+        _, a, b = _best_swap(layer, state, free_after_I, iteration, best - IMPROVES * abs(best), control)
         if a < 0:
             break
         control[WORK] += _move_work(layer, state)

@@ -1,0 +1,60 @@
+# Set-up needs python3.11 (or newer) and make, no root. `make demo` and `make test` do everything from nothing.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := demo
+SAMPLES := placement/samples
+WORKERS ?= auto
+
+.PHONY: help install demo test test-fast lint bench clean
+
+help:
+	@echo "make demo        record, compare, solve, apply, verify on the bundled model (demo/report.html)"
+	@echo "make test        all tests; make test-fast without those that run the model"
+	@echo "make lint        ruff and mypy"
+	@echo "make bench       the benchmark tables (benchmarks/results)"
+	@echo "make clean       remove the environment and what was built"
+
+install: $(STAMP)
+
+# torch is installed by pip first: the pinned CPU build where the index has one.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
+	$(BIN)/python -m placement.solvers.compile
+	touch $(STAMP)
+
+demo: $(STAMP)
+	rm -rf $(DEMO) && mkdir $(DEMO)
+	@echo "--- 1. record the routing of the bundled model on real text"
+	$(BIN)/moe-placement trace record --model byte16 --context 1024 -o $(DEMO)/trace --text $(SAMPLES)/text/*.txt
+	@echo "--- 2. every policy, fitted on every other window, scored on the windows between"
+	$(BIN)/moe-placement compare $(DEMO)/trace -t h100:1x8 --window 2048 \
+	    --calibration $(SAMPLES)/linear.json --html $(DEMO)/report.html
+	@echo "--- 3. solve for 8 GPUs on all windows"
+	$(BIN)/moe-placement solve $(DEMO)/trace -t h100:1x8 --window 2048 \
+	    --calibration $(SAMPLES)/linear.json -o $(DEMO)/placement.json
+	@echo "--- 4. apply it to the model: are the outputs the same?"
+	$(BIN)/moe-placement verify $(DEMO)/placement.json --model byte16 --context 1024
+	@echo "--- done: see $(DEMO)/report.html and $(DEMO)/placement.json"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -rs
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -rs -m "not model"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.quality
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,88 @@
+"""``moe-placement evaluate``: score a placement on a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from placement.cli.inputs import (
+    CalibrationOption,
+    FromOption,
+    JsonOption,
+    MaxImbalanceOption,
+    ModelOption,
+    ObjectiveOption,
+    ProblemInputs,
+    RiskOption,
+    SampleOption,
+    SemanticsOption,
+    TopologyOption,
+    TraceArgument,
+    WindowOption,
+)
+
+if TYPE_CHECKING:
+    from placement.cost import CostBreakdown
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    placement: Annotated[Path, typer.Argument(help="Placement file.", show_default=False)],
+    trace: TraceArgument,
+    topology: TopologyOption,
+    model: ModelOption = None,
+    semantics: SemanticsOption = "dispatch",
+    objective: ObjectiveOption = "step-time",
+    window: WindowOption = None,
+    max_imbalance: MaxImbalanceOption = 1.05,
+    risk: RiskOption = "mean",
+    calibration: CalibrationOption = None,
+    sample: SampleOption = None,
+    source_format: FromOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score PLACEMENT on TRACE: predicted step cost, its parts, balance, fanout, hops."""
+    from placement.cost import CostModel
+    from placement.io import dump_json, read_placement
+
+    chosen = read_placement(placement)
+    problem, read = ProblemInputs(
+        trace=trace,
+        topology=topology,
+        model=model,
+        semantics=semantics,
+        objective=objective,
+        window=window,
+        max_imbalance=max_imbalance,
+        risk=risk,
+        calibration=calibration,
+        sample=sample,
+        source_format=source_format,
+    ).problem(device_of_slot_S=chosen.device_of_slot_S)
+    breakdown = CostModel(problem).evaluate(chosen)
+    report: dict[str, Any] = {
+        "objective": {"name": objective, "value": breakdown.objective, "unit": breakdown.unit},
+        **breakdown.metrics.as_dict(),
+        "windows": problem.profile.num_windows,
+        "devices": problem.num_devices,
+        "trace": read.digest,
+        "breakdown": breakdown.summary(),
+    }
+    typer.echo(dump_json(report) if json else _lines(breakdown))
+
+
+def _lines(breakdown: CostBreakdown) -> str:
+    lines = [f"objective              {breakdown.objective:.6g} {breakdown.unit}"]
+    step_W = breakdown.step_W
+    if step_W[0] == step_W[0]:
+        parts = {
+            name: float(getattr(breakdown, f"{name}_WL").sum(axis=1).mean())
+            for name in ("experts", "dispatch", "combine")
+        }
+        shares = ", ".join(f"{name} {value:.6g}" for name, value in parts.items())
+        lines.append(f"step                   {breakdown.step:.6g} {breakdown.step_unit}  ({shares})")
+    lines += [f"{name:<22} {value:.4f}" for name, value in breakdown.metrics.as_dict().items()]
+    return "\n".join(lines)

@@ -1,0 +1,226 @@
+"""What several commands take: the options of a problem, and how they become one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from placement.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from placement.model import ModelShape
+    from placement.problem import PlacementProblem
+    from traces.trace import Trace
+
+__all__ = [
+    "CalibrationOption",
+    "FromOption",
+    "JsonOption",
+    "MaxImbalanceOption",
+    "ModelOption",
+    "ObjectiveOption",
+    "ProblemInputs",
+    "RiskOption",
+    "SampleOption",
+    "SeedOption",
+    "SemanticsOption",
+    "SpareSlotsOption",
+    "ThreadsOption",
+    "TimeLimitOption",
+    "TopologyOption",
+    "TraceArgument",
+    "WindowOption",
+    "default_window",
+    "warn",
+]
+
+TraceArgument = Annotated[
+    Path, typer.Argument(help="Recorded data set or .npz (found out by content).", show_default=False)
+]
+TopologyOption = Annotated[
+    str,
+    typer.Option(
+        "-t",
+        "--topology",
+        help="KIND:NODESxDEVICES (h100:2x8, a40:1x2+v100:1x2) or a YAML file.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Model sizes: a preset's name, a checkpoint folder, config.json or YAML. Default: the trace's.",
+        show_default=False,
+    ),
+]
+SemanticsOption = Annotated[
+    str, typer.Option("--semantics", help="dispatch, dispatch-nodedup, stay-put or allgather.")
+]
+ObjectiveOption = Annotated[str, typer.Option("--objective", help="step-time, balance or traffic.")]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        help="Tokens per window (one step). Default: 4096, less for short traces.",
+        show_default=False,
+    ),
+]
+SpareSlotsOption = Annotated[
+    int, typer.Option("--spare-slots", help="Slots per layer beyond one per expert, over all devices.")
+]
+MaxImbalanceOption = Annotated[
+    float,
+    typer.Option("--max-imbalance", help="For traffic: fullest / mean device of each layer's summed load."),
+]
+RiskOption = Annotated[str, typer.Option("--risk", help="Over windows: mean, p95 or cvar95.")]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="Measured curves or linear costs (JSON). Default: data sheet.",
+        show_default=False,
+    ),
+]
+SampleOption = Annotated[
+    int | None,
+    typer.Option("--sample", help="Tokens whose expert sets are kept. Default: all.", show_default=False),
+]
+FromOption = Annotated[
+    str | None, typer.Option("--from", help="Insist on a trace format.", show_default=False)
+]
+TimeLimitOption = Annotated[
+    float | None,
+    typer.Option("--time-limit", help="Seconds; longer searches deeper.", show_default=False),
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads; results repeat exactly with one.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+MOST_DEFAULT_WINDOW = 4096
+DEFAULT_WINDOWS = 16
+
+
+def warn(message: str) -> None:
+    """Tell the user something on stderr."""
+    sys.stderr.write(f"moe-placement: {' '.join(message.split())}\n")
+
+
+def default_window(num_tokens: int) -> int:
+    """Return 4096 tokens, or for short traces the power of two that gives at least 16 windows."""
+    window = MOST_DEFAULT_WINDOW
+    while window > 1 and num_tokens // window < DEFAULT_WINDOWS:
+        window //= 2
+    return window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemInputs:
+    """The options of a problem as given on the command line."""
+
+    trace: Path
+    topology: str
+    model: str | None = None
+    semantics: str = "dispatch"
+    objective: str = "step-time"
+    window: int | None = None
+    spare_slots: int = 0
+    max_imbalance: float = 1.05
+    risk: str = "mean"
+    calibration: Path | None = None
+    sample: int | None = None
+    source_format: str | None = None
+
+    def problem(
+        self, *, device_of_slot_S: npt.NDArray[np.int64] | None = None
+    ) -> tuple[PlacementProblem, Trace]:
+        """Read the files and build the problem.
+
+        Parameters
+        ----------
+        device_of_slot_S
+            Slots of a given placement; otherwise they follow from topology and spare slots.
+        """
+        from placement.calibration import DataSheetCalibration, read_calibration
+        from placement.problem import Objective, Risk, Semantics, make_problem
+        from placement.topology import parse_topology
+        from traces.readers import read_trace
+        from traces.statistics import build_profile
+
+        choices = {
+            "semantics": _choice(Semantics, self.semantics, "--semantics"),
+            "objective": _choice(Objective, self.objective, "--objective"),
+            "risk": _choice(Risk, self.risk, "--risk"),
+        }
+        topology = parse_topology(self.topology)
+        calibration = (
+            DataSheetCalibration() if self.calibration is None else read_calibration(self.calibration)
+        )
+        trace = read_trace(self.trace, format=self.source_format).interleave_ranks()
+        model = self._model(trace, quiet=calibration.flat)
+        window = default_window(trace.num_tokens) if self.window is None else self.window
+        if window < 1:
+            raise InputError(f"--window is {window}; it must be 1 or more")
+        profile = build_profile(
+            trace, window_tokens=window, max_sampled_tokens=self.sample, num_devices=topology.num_devices
+        )
+        problem = make_problem(
+            profile,
+            topology,
+            model=model,
+            calibration=calibration,
+            spare_slots=self.spare_slots,
+            max_imbalance=self.max_imbalance,
+            device_of_slot_S=device_of_slot_S,
+            **choices,
+        )
+        return problem, trace
+
+    def _model(self, trace: Trace, *, quiet: bool) -> ModelShape | None:
+        """Sizes of the model that was named, of the trace's, or of the one preset with its shape."""
+        from placement.model import match_model, preset_model, resolve_model
+
+        if self.model is not None:
+            return resolve_model(self.model)
+        if trace.model_name is not None:
+            try:
+                return preset_model(trace.model_name)
+            except InputError:
+                # A recorded model need not be a preset; its shape may match one all the same.
+                pass
+        model = match_model(trace.num_layers, trace.num_experts, trace.top_k)
+        if model is not None and not quiet:
+            warn(
+                f"assuming the sizes of {model.name} ({model.num_layers} MoE layers, top-{model.top_k} of "
+                f"{model.num_experts}); name another with --model"
+            )
+        return model
+
+
+def _choice(kind: type[StrEnum], value: str, option: str) -> str:
+    from placement._suggest import did_you_mean
+
+    names = [str(member) for member in kind]
+    if value not in names:
+        raise InputError(f"{option} {value!r} is unknown; {did_you_mean(value, names)}")
+    return value
+
+
+def labelled(placement: Placement, problem: PlacementProblem, trace: Trace) -> Placement:
+    """Return a placement that says which model and decoder layers it is for."""
+    model = problem.model
+    name = trace.model_name or (model.name if model is not None else None)
+    layers = trace.moe_layer_ids or (model.moe_layer_ids if model is not None else None)
+    return replace(placement, model_name=name, moe_layer_ids=layers)
+
+
+if TYPE_CHECKING:
+    from placement.plan import Placement

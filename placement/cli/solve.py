@@ -1,0 +1,203 @@
+"""``moe-placement solve``: find a placement for a trace and a cluster, and write it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from placement.cli.inputs import (
+    CalibrationOption,
+    FromOption,
+    JsonOption,
+    MaxImbalanceOption,
+    ModelOption,
+    ObjectiveOption,
+    ProblemInputs,
+    RiskOption,
+    SampleOption,
+    SeedOption,
+    SemanticsOption,
+    SpareSlotsOption,
+    ThreadsOption,
+    TimeLimitOption,
+    TopologyOption,
+    TraceArgument,
+    WindowOption,
+    labelled,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from placement.plan import Placement
+    from placement.problem import PlacementProblem
+    from placement.solution import Solution
+
+__all__ = ["solve"]
+
+WORK_SHARE = 0.7
+"""Share of a time limit that is turned into counted work: the rest is for reading, bounds and evaluation, and
+for machines slower than the one the count was set on, so that the limit seldom decides the result."""
+
+FEW_WINDOWS = 10
+
+
+def solve(
+    trace: TraceArgument,
+    topology: TopologyOption,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Placement file to write.")] = Path(
+        "placement.json"
+    ),
+    model: ModelOption = None,
+    semantics: SemanticsOption = "dispatch",
+    objective: ObjectiveOption = "step-time",
+    window: WindowOption = None,
+    spare_slots: SpareSlotsOption = 0,
+    max_imbalance: MaxImbalanceOption = 1.05,
+    risk: RiskOption = "mean",
+    calibration: CalibrationOption = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="Placement that the result must not be worse than.", show_default=False),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option("--held-out", help="Another trace to score the result on.", show_default=False),
+    ] = None,
+    solver: Annotated[
+        str, typer.Option("--solver", help="auto, contiguous, greedy, eplb or search.")
+    ] = "auto",
+    time_limit: TimeLimitOption = None,
+    threads: ThreadsOption = 1,
+    seed: SeedOption = 0,
+    sample: SampleOption = None,
+    source_format: FromOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find a placement for TRACE on a cluster and write it.
+
+    Ctrl-C stops early and keeps the best placement so far.
+    """
+    from placement.cli.progress import cancel_on_interrupt, showing_progress
+    from placement.io import dump_json, placement_to_dict, read_placement, write_json
+    from placement.optimizer import optimize
+    from placement.stopping import AnyOf, Cancellation, Deadline
+
+    cancellation = Cancellation()
+    stop = cancellation if time_limit is None else AnyOf(cancellation, Deadline(time_limit))
+    began_s = time.monotonic()
+    inputs = ProblemInputs(
+        trace=trace,
+        topology=topology,
+        model=model,
+        semantics=semantics,
+        objective=objective,
+        window=window,
+        spare_slots=spare_slots,
+        max_imbalance=max_imbalance,
+        risk=risk,
+        calibration=calibration,
+        sample=sample,
+        source_format=source_format,
+    )
+    with cancel_on_interrupt(cancellation), showing_progress("reading", limit_s=time_limit) as progress:
+        problem, read = inputs.problem()
+        first = None if start is None else read_placement(start)
+        progress.task("solving")
+        solution = optimize(
+            problem,
+            solver=solver,
+            stop=stop,
+            seed=seed,
+            threads=threads,
+            work_s=None if time_limit is None else WORK_SHARE * time_limit * threads,
+            start=first,
+            on_incumbent=progress.incumbent,
+        )
+    if problem.profile.num_windows < FEW_WINDOWS:
+        warn(
+            f"only {problem.profile.num_windows} windows: what is fitted to so few may not hold on other "
+            "traffic; use a longer trace or a smaller --window"
+        )
+    placement = labelled(solution.placement, problem, read)
+    elapsed_s = time.monotonic() - began_s
+    options = {
+        "semantics": semantics,
+        "objective": objective,
+        "window": int(problem.profile.window_tokens_W[0]),
+        "spare_slots": spare_slots,
+        "risk": risk,
+        "topology": problem.topology.name,
+        "solver": solver,
+    }
+    entries = _entries(problem, solution, read.digest, seed, options)
+    entries["held_out"] = None if held_out is None else _score(inputs, held_out, placement)
+    write_json(out, placement_to_dict(placement, **entries))
+    report = {
+        "placement": str(out),
+        "termination": str(solution.termination),
+        "solver": solution.solver,
+        "elapsed_s": elapsed_s,
+        "objective": entries["objective"],
+        "metrics": entries["metrics"],
+        "held_out": entries["held_out"],
+        "candidates": solution.candidates,
+        "skipped": solution.skipped,
+    }
+    typer.echo(dump_json(report) if json else _lines(solution, out, elapsed_s))
+
+
+def _entries(
+    problem: PlacementProblem, solution: Solution, digest: str, seed: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    from placement import __version__
+
+    return {
+        "objective": solution.objective_dict(str(problem.objective)),
+        "metrics": solution.breakdown.metrics.as_dict(),
+        "breakdown": solution.breakdown.summary(),
+        "provenance": {
+            "solver": solution.solver,
+            "seed": seed,
+            "trace": digest,
+            "version": __version__,
+            "termination": str(solution.termination),
+            "options": options,
+        },
+    }
+
+
+def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[str, Any]:
+    """Evaluate a placement on another trace with the same options."""
+    from dataclasses import replace
+
+    from placement.cost import CostModel
+
+    problem, trace = replace(inputs, trace=held_out).problem(device_of_slot_S=placement.device_of_slot_S)
+    breakdown = CostModel(problem).evaluate(placement)
+    return {
+        "trace": trace.digest,
+        "windows": problem.profile.num_windows,
+        "objective": breakdown.objective,
+        **breakdown.metrics.as_dict(),
+    }
+
+
+def _lines(solution: Solution, out: Path, elapsed_s: float) -> str:
+    metrics = solution.breakdown.metrics
+    lines = [
+        f"{solution.objective:.6g} {solution.breakdown.unit}, at most {solution.gap:.1%} above the best "
+        f"(bound {solution.lower_bound:.6g}), by {solution.solver} in {elapsed_s:.1f} s, "
+        f"{solution.termination}"
+    ]
+    for name, value in solution.candidates.items():
+        if name != solution.solver and value > 0:
+            lines.append(f"  {name:<12} {value:.6g}  ({solution.objective / value - 1:+.1%})")
+    lines += [f"  {name:<12} no answer: {why}" for name, why in solution.skipped.items()]
+    figures = [f"balance {metrics.balance:.3f} (floor {metrics.balance_floor:.3f})"]
+    if metrics.fanout is not None:
+        figures.append(f"fanout {metrics.fanout:.3f}")
+    lines += [f"  {', '.join(figures)}", f"written to {out}"]
+    return "\n".join(lines)

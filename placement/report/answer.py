@@ -1,0 +1,212 @@
+"""The answer in words: is it worth moving experts, by how much, and how sure is that.
+
+Plain text; the page escapes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from placement.comparison import FEW_WINDOWS, PolicyResult
+from placement.cost import CostBreakdown
+from placement.problem import Objective, Semantics
+from placement.report.numbers import number, percent, plural
+from placement.report.story import Story
+
+__all__ = ["LEAST_GAIN", "Answer", "Verdict", "answer"]
+
+LEAST_GAIN = 0.01
+"""A smaller held-out gain over the placement in use is not worth a move."""
+
+PROVED_GAP = 5e-4
+"""A gap that would be shown as 0.0 %."""
+
+
+class Verdict(StrEnum):
+    """What the report advises."""
+
+    WORTH_IT = "worth moving"
+    UNCERTAIN = "uncertain"
+    NOT_WORTH_IT = "not worth it"
+    UNKNOWN = "nothing to compare"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the report says first.
+
+    Parameters
+    ----------
+    verdict
+        In two words.
+    headline
+        One line.
+    paragraph
+        The numbers, in sentences.
+    warnings
+        What speaks against taking the numbers at their word.
+    """
+
+    verdict: Verdict
+    headline: str
+    paragraph: str
+    warnings: tuple[str, ...]
+
+
+def answer(story: Story) -> Answer:
+    """Sum up a comparison for an engineer who decides whether to move experts."""
+    verdict = _verdict(story)
+    sentences = (
+        _objective_sentence(story),
+        _share_sentence(story),
+        _metrics_sentence(story),
+        _gap_sentence(story),
+    )
+    return Answer(
+        verdict=verdict,
+        headline=_headline(story, verdict),
+        paragraph=" ".join(sentence for sentence in sentences if sentence),
+        warnings=tuple(_warnings(story)),
+    )
+
+
+def _verdict(story: Story) -> Verdict:
+    rival = story.replaced
+    gain = None if rival is None else story.gain_over(rival)
+    if rival is None or gain is None:
+        return Verdict.UNKNOWN
+    if gain < LEAST_GAIN:
+        return Verdict.NOT_WORTH_IT
+    interval = story.interval_over(rival)
+    if story.comparison.few_windows or (interval is not None and interval[0] <= 0):
+        return Verdict.UNCERTAIN
+    return Verdict.WORTH_IT
+
+
+def _headline(story: Story, verdict: Verdict) -> str:
+    name, rival, label = story.proposed.name, story.replaced, story.objective_label
+    gain = None if rival is None else story.gain_over(rival)
+    if rival is None or gain is None:
+        value = _with_unit(story, story.proposed.held_out.objective)
+        return f"{name}: {label} {value} on held-out windows, with nothing to compare it to"
+    against = f"the {label} of {rival.name} placement on held-out windows"
+    if verdict is not Verdict.NOT_WORTH_IT:
+        return f"{name} lowers {against} by {percent(gain)}"
+    if abs(gain) < PROVED_GAP:
+        return f"Not worth it: {name} does not change {against}"
+    return f"Not worth it: {name} {'lowers' if gain > 0 else 'raises'} {against} by {percent(abs(gain))}"
+
+
+def _objective_sentence(story: Story) -> str:
+    count = plural(story.comparison.num_held_out_windows, "held-out window")
+    phrases = [_compared(story, rival) for rival in story.rivals]
+    if not phrases:
+        return f"Scored on {count}, which it was not fitted to."
+    return (
+        f"On {count}, which no policy was fitted to, {story.proposed.name}'s {story.objective_label} is "
+        f"{_listed(phrases)}."
+    )
+
+
+def _compared(story: Story, rival: PolicyResult) -> str:
+    gain = story.gain_over(rival)
+    if gain is None:
+        return f"not comparable with {rival.name}"
+    if abs(gain) < PROVED_GAP:
+        return f"the same as with {rival.name}"
+    text = f"{percent(abs(gain))} {'lower' if gain > 0 else 'higher'} than with {rival.name}"
+    if rival is not story.replaced:
+        return text
+    before, after = (story.objective_scale.text(r.held_out.objective) for r in (rival, story.proposed))
+    interval = story.interval_over(rival)
+    certainty = "" if interval is None else f"; 95 % interval of the gain {_interval(interval)}"
+    return f"{text} ({before} to {after} {story.objective_scale.unit}{certainty})"
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    low, high = (percent(end).removesuffix(" %") for end in interval)
+    return f"{low} to {high} %"
+
+
+def _share_sentence(story: Story) -> str:
+    rivals = story.rivals
+    if not rivals:
+        return ""
+    shares = [story.comparison.better_share(story.proposed.name, rival.name) for rival in rivals]
+    measure = story.step_label if story.measures_step else "balance"
+    phrases = [f"{percent(s, digits=0)} against {r.name}" for s, r in zip(shares, rivals, strict=True)]
+    return f"Window by window, its {measure} is the lower one in {_listed(phrases)}."
+
+
+def _metrics_sentence(story: Story) -> str:
+    metrics: list[tuple[str, Callable[[CostBreakdown], float | None], str]] = []
+    if story.comparison.problem.objective is not Objective.BALANCE:
+        metrics.append(("balance (fullest / mean device load)", lambda b: b.metrics.balance, ""))
+    metrics.append(("fanout", lambda b: b.metrics.fanout, " devices per token"))
+    if story.comparison.problem.semantics is Semantics.STAY_PUT:
+        metrics.append(("hops", lambda b: b.metrics.hops, " per token and layer"))
+    if not story.measures_step and story.step_known:
+        scale = story.step_scale
+        metrics.append((story.step_label, lambda b: b.step / scale.factor, f" {scale.unit}"))
+    phrases = [_moved(story, label, value, unit) for label, value, unit in metrics]
+    known = [phrase for phrase in phrases if phrase]
+    return f"{_capital(_listed(known))}." if known else ""
+
+
+def _moved(story: Story, label: str, value: Callable[[CostBreakdown], float | None], unit: str) -> str:
+    """Say how one figure changes from the replaced policy to the proposed one, other rivals in brackets."""
+    after = value(story.proposed.held_out)
+    if after is None:
+        return ""
+    before = None if story.replaced is None else value(story.replaced.held_out)
+    if before is None:
+        return f"{label} is {number(after)}{unit}"
+    others = [f"{r.name} {number(value(r.held_out))}" for r in story.rivals if r is not story.replaced]
+    aside = f" ({', '.join(others)})" if others else ""
+    return f"{label} goes from {number(before)} to {number(after)}{unit}{aside}"
+
+
+def _gap_sentence(story: Story) -> str:
+    gap = story.gap_of(story.proposed)
+    bound = _with_unit(story, story.comparison.lower_bound)
+    if gap < PROVED_GAP:
+        return f"On the fitted windows it is proved optimal: it meets the certified lower bound of {bound}."
+    return (
+        f"On the fitted windows the certified lower bound is {bound}: "
+        f"no placement can be more than {percent(gap)} below {story.proposed.name} there."
+    )
+
+
+def _warnings(story: Story) -> list[str]:
+    comparison, rival = story.comparison, story.replaced
+    warnings = []
+    if comparison.few_windows:
+        warnings.append(
+            f"Only {plural(comparison.num_held_out_windows, 'held-out window')}, fewer than {FEW_WINDOWS}: "
+            "differences of a few per cent may be noise. Record a longer trace before you decide."
+        )
+    interval = None if rival is None else story.interval_over(rival)
+    if rival is not None and interval is not None and interval[0] <= 0 <= interval[1]:
+        warnings.append(
+            f"The gain over {rival.name} cannot be told from noise: its 95 % interval, "
+            f"{_interval(interval)}, includes zero."
+        )
+    if comparison.problem.semantics is Semantics.ALLGATHER:
+        warnings.append(
+            "Under all-gather every device receives every token: a placement changes the load alone."
+        )
+    return warnings
+
+
+def _with_unit(story: Story, value: float) -> str:
+    return f"{story.objective_scale.text(value)} {story.objective_scale.unit}"
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
