@@ -12,16 +12,16 @@ from enum import StrEnum
 from placement.comparison import FEW_WINDOWS, PolicyResult
 from placement.cost import CostBreakdown
 from placement.problem import Objective, Semantics
-from placement.report.numbers import number, percent, plural
-from placement.report.story import Story
+from placement.report.numbers import PER_CENT, capital, number, percent, plural
+from placement.report.story import Story, relative_change
 
 __all__ = ["LEAST_GAIN", "Answer", "Verdict", "answer"]
 
 LEAST_GAIN = 0.01
 """A smaller held-out gain over the placement in use is not worth a move."""
 
-PROVED_GAP = 5e-4
-"""A gap that would be shown as 0.0 %."""
+UNSEEN = 5e-4
+"""A share that would be shown as 0.0 %."""
 
 
 class Verdict(StrEnum):
@@ -91,12 +91,13 @@ def _headline(story: Story, verdict: Verdict) -> str:
     if rival is None or gain is None:
         value = _with_unit(story, story.proposed.held_out.objective)
         return f"{name}: {label} {value} on held-out windows, with nothing to compare it to"
-    against = f"the {label} of {rival.name} placement on held-out windows"
+    move = f"oving experts from {rival.name} to {name}"
     if verdict is not Verdict.NOT_WORTH_IT:
-        return f"{name} lowers {against} by {percent(gain)}"
-    if abs(gain) < PROVED_GAP:
-        return f"Not worth it: {name} does not change {against}"
-    return f"Not worth it: {name} {'lowers' if gain > 0 else 'raises'} {against} by {percent(abs(gain))}"
+        return f"M{move} lowers {label} by {percent(gain)} on held-out windows"
+    if abs(gain) < UNSEEN:
+        return f"Not worth it: m{move} leaves {label} as it is on held-out windows"
+    change = f"lowers {label} by only" if gain > 0 else f"raises {label} by"
+    return f"Not worth it: m{move} {change} {percent(abs(gain))} on held-out windows"
 
 
 def _objective_sentence(story: Story) -> str:
@@ -114,7 +115,7 @@ def _compared(story: Story, rival: PolicyResult) -> str:
     gain = story.gain_over(rival)
     if gain is None:
         return f"not comparable with {rival.name}"
-    if abs(gain) < PROVED_GAP:
+    if abs(gain) < UNSEEN:
         return f"the same as with {rival.name}"
     text = f"{percent(abs(gain))} {'lower' if gain > 0 else 'higher'} than with {rival.name}"
     if rival is not story.replaced:
@@ -126,8 +127,8 @@ def _compared(story: Story, rival: PolicyResult) -> str:
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    low, high = (percent(end).removesuffix(" %") for end in interval)
-    return f"{low} to {high} %"
+    low, high = (percent(end) for end in interval)
+    return f"{low.removesuffix(PER_CENT)} to {high}"
 
 
 def _share_sentence(story: Story) -> str:
@@ -136,8 +137,14 @@ def _share_sentence(story: Story) -> str:
         return ""
     shares = [story.comparison.better_share(story.proposed.name, rival.name) for rival in rivals]
     measure = story.step_label if story.measures_step else "balance"
-    phrases = [f"{percent(s, digits=0)} against {r.name}" for s, r in zip(shares, rivals, strict=True)]
-    return f"Window by window, its {measure} is the lower one in {_listed(phrases)}."
+    texts = [percent(share, digits=0) for share in shares]
+    names = [rival.name for rival in rivals]
+    if len(names) > 1 and len(set(texts)) == 1:
+        phrases = f"{texts[0]} of windows against each of {_listed(names)}"
+    else:
+        pairs = [f"{text} against {name}" for text, name in zip(texts, names, strict=True)]
+        phrases = _listed([f"{texts[0]} of windows against {names[0]}", *pairs[1:]])
+    return f"Window by window, its {measure} is the lower one in {phrases}."
 
 
 def _metrics_sentence(story: Story) -> str:
@@ -152,7 +159,7 @@ def _metrics_sentence(story: Story) -> str:
         metrics.append((story.step_label, lambda b: b.step / scale.factor, f" {scale.unit}"))
     phrases = [_moved(story, label, value, unit) for label, value, unit in metrics]
     known = [phrase for phrase in phrases if phrase]
-    return f"{_capital(_listed(known))}." if known else ""
+    return f"{capital(_listed(known))}." if known else ""
 
 
 def _moved(story: Story, label: str, value: Callable[[CostBreakdown], float | None], unit: str) -> str:
@@ -171,7 +178,7 @@ def _moved(story: Story, label: str, value: Callable[[CostBreakdown], float | No
 def _gap_sentence(story: Story) -> str:
     gap = story.gap_of(story.proposed)
     bound = _with_unit(story, story.comparison.lower_bound)
-    if gap < PROVED_GAP:
+    if gap < UNSEEN:
         return f"On the fitted windows it is proved optimal: it meets the certified lower bound of {bound}."
     return (
         f"On the fitted windows the certified lower bound is {bound}: "
@@ -190,14 +197,28 @@ def _warnings(story: Story) -> list[str]:
     interval = None if rival is None else story.interval_over(rival)
     if rival is not None and interval is not None and interval[0] <= 0 <= interval[1]:
         warnings.append(
-            f"The gain over {rival.name} cannot be told from noise: its 95 % interval, "
+            f"The difference from {rival.name} cannot be told from noise: the 95 % interval of the gain, "
             f"{_interval(interval)}, includes zero."
         )
+    warnings.extend(_step_warnings(story))
     if comparison.problem.semantics is Semantics.ALLGATHER:
         warnings.append(
             "Under all-gather every device receives every token: a placement changes the load alone."
         )
     return warnings
+
+
+def _step_warnings(story: Story) -> list[str]:
+    """Say what the objective does not: whether steps get faster."""
+    if story.measures_step:
+        return []
+    if not story.step_known:
+        return [f"What this does to step time is not known: {story.why_step_unknown}."]
+    rival = story.replaced
+    change = None if rival is None else relative_change(story.proposed.held_out.step, rival.held_out.step)
+    if rival is None or change is None or change < UNSEEN:
+        return []
+    return [f"The {story.step_label} is {percent(change)} higher than with {rival.name}."]
 
 
 def _with_unit(story: Story, value: float) -> str:
@@ -206,7 +227,3 @@ def _with_unit(story: Story, value: float) -> str:
 
 def _listed(phrases: Sequence[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

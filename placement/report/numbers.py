@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["NO_VALUE", "Scale", "number", "percent", "plural"]
+__all__ = ["NO_VALUE", "PER_CENT", "Scale", "capital", "number", "percent", "plural"]
 
 NO_VALUE = "\N{EN DASH}"
 """Stands where a figure does not exist."""
 
 MINUS = "\N{MINUS SIGN}"
+
+PER_CENT = "\N{NO-BREAK SPACE}%"
+"""Follows a share; no line breaks before it."""
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
@@ -26,15 +29,19 @@ def number(value: float | None, *, digits: int = 4) -> str:
 
 
 def percent(share: float | None, *, digits: int = 1, signed: bool = False) -> str:
-    """Return a share in per cent; whole per cents lose their zero, and no rounded zero has a sign."""
+    """Return a share in per cent; what rounds to zero has no sign."""
     if share is None or not math.isfinite(share):
         return NO_VALUE
     value = round(100.0 * share, digits)
     if value == 0:
-        return "0 %"
-    text = f"{abs(value):,.{digits}f}".removesuffix("." + "0" * digits)
+        return f"{0:.{digits}f}{PER_CENT}"
     sign = MINUS if value < 0 else "+" if signed else ""
-    return f"{sign}{text} %"
+    return f"{sign}{abs(value):,.{digits}f}{PER_CENT}"
+
+
+def capital(text: str) -> str:
+    """Return a text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def plural(count: int, noun: str) -> str:

@@ -26,8 +26,6 @@ FloatArray = npt.NDArray[np.float64]
 
 PROPOSED, REPLACED = "auto", "contiguous"
 
-_STEP_LABELS = {"s": "predicted step time"}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Story:
@@ -67,6 +65,11 @@ class Story:
         return next((result for result in self.comparison.policies if result.name == name), None)
 
     @property
+    def contrast(self) -> tuple[PolicyResult, ...]:
+        """Before and after: the replaced policy, where there is one, and the proposed one."""
+        return (self.proposed,) if self.replaced is None else (self.replaced, self.proposed)
+
+    @property
     def rivals(self) -> tuple[PolicyResult, ...]:
         """What the proposed policy is measured against: the replaced one first, then other baselines."""
         first = () if self.replaced is None else (self.replaced,)
@@ -92,7 +95,7 @@ class Story:
     @property
     def step_label(self) -> str:
         """What a step's cost is called."""
-        return _STEP_LABELS.get(self.proposed.held_out.step_unit, "predicted step cost")
+        return "predicted step time" if self.proposed.held_out.step_unit == "s" else "predicted step cost"
 
     @property
     def objective_label(self) -> str:

@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 
+from placement.calibration import (
+    Calibration,
+    DataSheetCalibration,
+    LinearCalibration,
+    MeasuredCalibration,
+)
 from placement.comparison import PolicyResult
 from placement.cost import CostBreakdown
-from placement.problem import Objective, PlacementProblem, Risk
-from placement.report.numbers import NO_VALUE, number, percent, plural
+from placement.problem import Objective, PlacementProblem, Risk, Semantics
+from placement.report.numbers import NO_VALUE, capital, number, percent, plural
 from placement.report.story import Story, relative_change
 
-__all__ = ["definitions", "facts", "policy_table", "provenance_of", "skipped_list"]
+__all__ = ["default_title", "definitions", "facts", "policy_table", "provenance_of", "skipped_list"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +56,7 @@ def _figure(label: str, unit: str, value: Callable[[CostBreakdown], float | None
 def _columns(story: Story) -> list[_Column]:
     scale = story.objective_scale
     columns = [
-        _figure(_capital(story.objective_label), scale.unit, lambda b: b.objective / scale.factor),
+        _figure(capital(story.objective_label), scale.unit, lambda b: b.objective / scale.factor),
         *_relative_columns(story),
         _Column(
             label="Gap to bound",
@@ -61,16 +67,22 @@ def _columns(story: Story) -> list[_Column]:
     ]
     if not story.measures_step and story.step_known:
         step = story.step_scale
-        columns.append(_figure(_capital(story.step_label), step.unit, lambda b: b.step / step.factor))
-    columns += [
+        columns.append(_figure(capital(story.step_label), step.unit, lambda b: b.step / step.factor))
+    columns += [column for column in _metric_columns(story) if column.label != columns[0].label]
+    return [column for column in columns if not _is_empty(column, story.comparison.policies)]
+
+
+def _metric_columns(story: Story) -> list[_Column]:
+    columns = [
         _figure("Balance", "fullest / mean device", lambda b: b.metrics.balance),
         _figure("p95 balance", "fullest / mean device", lambda b: b.metrics.balance_p95),
         _figure("Fanout", "devices / token", lambda b: b.metrics.fanout),
         _figure("Node fanout", "nodes / token", lambda b: b.metrics.node_fanout),
         _figure("Mean-traffic imbalance", "fullest / mean device", lambda b: b.metrics.mean_traffic_balance),
-        _figure("Hops", "share of tokens", lambda b: b.metrics.hops),
     ]
-    return [column for column in columns if not _is_empty(column, story.comparison.policies)]
+    if story.comparison.problem.semantics is Semantics.STAY_PUT:
+        columns.append(_figure("Hops", "share of tokens", lambda b: b.metrics.hops))
+    return columns
 
 
 def _relative_columns(story: Story) -> list[_Column]:
@@ -136,10 +148,8 @@ def skipped_list(skipped: Mapping[str, str]) -> str:
     """Return the HTML list of policies without an answer, with the reasons; empty without any."""
     if not skipped:
         return ""
-    entries = "".join(
-        f"<li><b>{escape(name)}</b> {escape(reason)}</li>" for name, reason in skipped.items()
-    )
-    return f'<p class="skipped">Policies without an answer on this problem:</p><ul class="skipped">{entries}</ul>'
+    entries = "".join(f"<li><b>{escape(name)}</b> {escape(reason)}</li>" for name, reason in skipped.items())
+    return f'<p class="skipped">Policies without an answer here:</p><ul class="skipped">{entries}</ul>'
 
 
 def definitions(entries: Mapping[str, str], *, css_class: str) -> str:
@@ -156,9 +166,14 @@ def facts(story: Story) -> dict[str, str]:
     comparison, problem = story.comparison, story.comparison.problem
     profile = problem.profile
     tokens = float(profile.window_tokens_W.mean())
-    return {
-        "Model": f"{plural(problem.num_layers, 'MoE layer')}, {plural(problem.num_experts, 'expert')}, "
+    name = _model_name(story)
+    shape = (
+        plural(problem.num_layers, "MoE layer"),
+        plural(problem.num_experts, "expert"),
         f"top-{profile.top_k}",
+    )
+    return {
+        "Model": ", ".join((name, *shape) if name else shape),
         "Devices": f"{plural(problem.num_devices, 'device')} on {plural(problem.topology.num_nodes, 'node')}",
         "Slots": f"{plural(problem.num_slots, 'slot')} per layer, {_spare(problem)}",
         "Windows": f"{profile.num_windows:,} fitted, {comparison.num_held_out_windows:,} held out, "
@@ -178,24 +193,37 @@ def _objective(problem: PlacementProblem) -> str:
     return f"{problem.objective}{risk}{limit if problem.objective is Objective.TRAFFIC else ''}"
 
 
+def default_title(story: Story) -> str:
+    """Return the head of a page that nobody named."""
+    name = _model_name(story)
+    return f"Expert placement{f' of {name}' if name else ''} on {story.comparison.problem.topology.name}"
+
+
+def _model_name(story: Story) -> str | None:
+    model = story.comparison.problem.model
+    return story.proposed.placement.model_name or (None if model is None else model.name)
+
+
+def _calibration(calibration: Calibration) -> str:
+    if isinstance(calibration, LinearCalibration):
+        return f"linear, pair cost {calibration.pair_cost:g}, token cost {calibration.token_cost:g}"
+    if isinstance(calibration, MeasuredCalibration):
+        return f"measured on {calibration.gpu}"
+    return "data sheet" if isinstance(calibration, DataSheetCalibration) else type(calibration).__name__
+
+
 def provenance_of(story: Story) -> dict[str, str]:
     """Return what the comparison itself knows of where its numbers come from."""
     from placement import __version__
 
     problem = story.comparison.problem
     solution = story.proposed.solution
-    name = "not named" if problem.model is None else problem.model.name
     return {
-        "model": story.proposed.placement.model_name or name,
+        "model": _model_name(story) or "not named",
         "topology": f"{problem.topology.name} ({', '.join(kind.name for kind in problem.topology.kinds)})",
-        "calibration": f"{type(problem.calibration).__name__.removesuffix('Calibration')}, in "
-        f"{problem.calibration.unit}",
+        "calibration": _calibration(problem.calibration),
         "options": f"objective {_objective(problem)}, semantics {problem.semantics}, "
         f"spare slots {problem.num_slots - problem.num_experts}",
         "solve": f"{story.proposed.name}: found by {solution.solver}, {solution.termination}",
         "version": f"moe-placement {__version__}",
     }
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

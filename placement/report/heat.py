@@ -1,0 +1,102 @@
+"""Load maps small enough for a page: some windows as they are, neighbouring devices by their fullest.
+
+Shape letters: W windows, L layers, D devices, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MAX_CELLS", "HeatGrid", "relative_load"]
+
+FloatArray = npt.NDArray[np.float64]
+
+MAX_CELLS = 720_000
+"""Cells of all maps of a page together: 4 bytes each, a third more in base64."""
+
+MAX_SIDE = 256
+"""Most rows or columns of one map; more are narrower than a pixel."""
+
+
+def relative_load(load_WLD: FloatArray) -> FloatArray:
+    """Return each device's load relative to its window's and layer's mean; 1 where there is no load."""
+    mean = load_WLD.mean(axis=2, keepdims=True)
+    return np.asarray(np.divide(load_WLD, mean, out=np.ones_like(load_WLD), where=mean > 0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeatGrid:
+    """Which windows and which devices the cells of a map stand for.
+
+    Parameters
+    ----------
+    windows_C
+        Window of each column, ``[columns]``, ascending.
+    first_device_R
+        First device of each row, ``[rows]``; a row ends where the next begins.
+    num_windows, num_devices
+        What there is in all.
+    """
+
+    windows_C: npt.NDArray[np.int64]
+    first_device_R: npt.NDArray[np.int64]
+    num_windows: int
+    num_devices: int
+
+    @classmethod
+    def fit(cls, *, num_windows: int, num_devices: int, num_maps: int) -> HeatGrid:
+        """Return the finest grid with which `num_maps` maps stay within `MAX_CELLS`."""
+        rows, columns = min(num_devices, MAX_SIDE), min(num_windows, MAX_SIDE)
+        while rows * columns * num_maps > MAX_CELLS and rows * columns > 1:
+            if rows > columns:
+                rows = -(-rows // 2)
+            else:
+                columns = -(-columns // 2)
+        return cls(
+            windows_C=np.unique(np.linspace(0, num_windows - 1, columns).round().astype(np.int64)),
+            first_device_R=np.arange(0, num_devices, -(-num_devices // rows), dtype=np.int64),
+            num_windows=num_windows,
+            num_devices=num_devices,
+        )
+
+    @property
+    def devices_per_row(self) -> int:
+        """Devices that a row stands for; the last row may hold fewer."""
+        return (
+            int(self.first_device_R[1] - self.first_device_R[0])
+            if self.first_device_R.size > 1
+            else (self.num_devices)
+        )
+
+    @property
+    def row_names(self) -> list[str]:
+        """Devices of each row, as text."""
+        last_R = np.append(self.first_device_R[1:], self.num_devices) - 1
+        pairs = zip(self.first_device_R.tolist(), last_R.tolist(), strict=True)
+        return [str(first) if first == last else f"{first}\N{EN DASH}{last}" for first, last in pairs]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Number of each window, as text."""
+        return [str(window) for window in self.windows_C.tolist()]
+
+    def map_RC(self, relative_WD: FloatArray) -> npt.NDArray[np.float32]:
+        """Return one layer's map, ``[rows, columns]``: in each row the fullest of its devices.
+
+        A mean would hide the very device that the others wait for.
+        """
+        chosen_CD = relative_WD[self.windows_C]
+        return np.maximum.reduceat(chosen_CD, self.first_device_R, axis=1).T.astype(np.float32)
+
+    @property
+    def caption(self) -> str:
+        """What was left out, in a sentence; empty where every device and window is shown."""
+        parts = []
+        if self.devices_per_row > 1 and self.num_devices > self.first_device_R.size:
+            parts.append(f"each row shows the fullest of {self.devices_per_row} neighbouring devices")
+        if self.windows_C.size < self.num_windows:
+            parts.append(f"{self.windows_C.size} of {self.num_windows:,} windows are shown, evenly spaced")
+        return f"To keep the page small, {' and '.join(parts)}." if parts else ""

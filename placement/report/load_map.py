@@ -1,0 +1,136 @@
+"""The load map: each device's load in every held-out window, before and after, one pair per layer.
+
+Shape letters: L layers, P policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from placement.report.heat import HeatGrid, relative_load
+from placement.report.look import axis_title, names_of
+from placement.report.numbers import number
+from placement.report.story import Story
+
+__all__ = ["LayerChoice", "grid_of", "heat_figure", "improved_most", "layer_choices"]
+
+FloatArray = npt.NDArray[np.float64]
+
+BELOW, EVEN, ABOVE = ("#2166ac", "#67a9cf"), "#f7f7f7", ("#ef8a62", "#b2182b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChoice:
+    """One layer that the reader can select in the load map.
+
+    Parameters
+    ----------
+    layer
+        Its index, as in the traces' ``meta``.
+    label
+        Its name, and its balance before and after.
+    """
+
+    layer: int
+    label: str
+
+
+def improved_most(story: Story) -> int:
+    """Return the layer whose held-out balance the proposed policy improves most."""
+    balance_L = [result.held_out.balance_WL.mean(axis=0) for result in story.contrast]
+    return int((balance_L[0] - balance_L[-1]).argmax()) if len(balance_L) > 1 else int(balance_L[0].argmax())
+
+
+def layer_choices(story: Story) -> list[LayerChoice]:
+    """Return the layers of the load map, in order."""
+    balance_PL = np.stack([r.held_out.balance_WL.mean(axis=0) for r in story.contrast])
+    arrow = " \N{RIGHTWARDS ARROW} "
+    return [
+        LayerChoice(
+            layer=layer,
+            label=f"{story.layer_label(layer)}: balance {arrow.join(number(float(b)) for b in balance_P)}",
+        )
+        for layer, balance_P in enumerate(balance_PL.T)
+    ]
+
+
+def grid_of(story: Story) -> HeatGrid:
+    """Return the grid that all load maps share."""
+    num_windows, num_layers, num_devices = story.proposed.held_out.load_WLD.shape
+    maps = num_layers * len(story.contrast)
+    return HeatGrid.fit(num_windows=num_windows, num_devices=num_devices, num_maps=maps)
+
+
+def heat_figure(story: Story) -> go.Figure:
+    """Draw load by device and held-out window, before and after; one pair of maps per layer.
+
+    All maps share one scale. The layer with the largest improvement is visible; the page's selector shows
+    another by the ``meta.layer`` of the traces.
+    """
+    policies, grid, shown = story.contrast, grid_of(story), improved_most(story)
+    relative = [relative_load(result.held_out.load_WLD) for result in policies]
+    figure = make_subplots(
+        rows=1,
+        cols=len(policies),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[f"<b>{name}</b>" for name in names_of(policies)],
+    )
+    gap = 1 if grid.first_device_R.size <= 32 and grid.windows_C.size <= 48 else 0
+    for layer in range(story.comparison.problem.num_layers):
+        for column, (result, relative_WLD) in enumerate(zip(policies, relative, strict=True), start=1):
+            trace = go.Heatmap(
+                z=grid.map_RC(relative_WLD[:, layer]),
+                x=grid.column_names,
+                y=grid.row_names,
+                coloraxis="coloraxis",
+                visible=layer == shown,
+                meta={"layer": layer, "policy": escape(result.name)},
+                xgap=gap,
+                ygap=gap,
+                hovertemplate="device %{y}, window %{x}<br>%{z:.2f} times the mean<extra></extra>",
+            )
+            figure.add_trace(trace, row=1, col=column)
+    return _finish_heat(figure, relative, rows=grid.first_device_R.size)
+
+
+def _finish_heat(figure: go.Figure, relative: Sequence[FloatArray], *, rows: int) -> go.Figure:
+    axis = {"type": "category", "showgrid": False, "nticks": 12}
+    figure.update_xaxes(title=axis_title("held-out window (number)"), **axis)
+    figure.update_yaxes(autorange="reversed", **axis)
+    figure.update_yaxes(title=axis_title("device"), col=1)
+    figure.update_layout(
+        template={},
+        height=int(np.clip(18 * rows + 130, 300, 620)),
+        margin={"l": 8, "r": 8, "t": 34, "b": 8},
+        coloraxis=_load_colours(relative),
+    )
+    return figure
+
+
+def _load_colours(relative: Sequence[FloatArray]) -> dict[str, Any]:
+    """White at the mean, blue below, red above; the same scale for every map.
+
+    It ends at the 99.9th percentile, so that one odd window does not wash out all others.
+    """
+    top = max(1.1, *(float(np.quantile(values, 0.999)) for values in relative))
+    bottom = max(0.0, 2.0 - top)
+    mean = (1.0 - bottom) / (top - bottom)
+    scale = [
+        (0.0, BELOW[0]),
+        (mean / 2, BELOW[1]),
+        (mean, EVEN),
+        (mean + (1 - mean) / 2, ABOVE[0]),
+        (1.0, ABOVE[1]),
+    ]
+    title = {"text": "load /<br>mean", "side": "top"}
+    bar = {"thickness": 12, "outlinewidth": 0, "title": title, "tickformat": ".2~f", "nticks": 7}
+    return {"cmin": bottom, "cmax": top, "colorscale": scale, "colorbar": bar}

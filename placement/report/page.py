@@ -1,0 +1,312 @@
+"""The page: sections in reading order, one file, nothing fetched.
+
+Plotly's JavaScript is embedded once and every figure's data as JSON. A content security policy lets only
+these very scripts run and forbids every request, so a name in the data can do no harm even if an escape
+were missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from placement.comparison import Comparison
+from placement.io import write_text
+from placement.report import figures, load_map
+from placement.report.answer import Answer, Verdict, answer
+from placement.report.numbers import capital, percent, plural
+from placement.report.story import Story
+from placement.report.tables import (
+    default_title,
+    definitions,
+    facts,
+    policy_table,
+    provenance_of,
+    skipped_list,
+)
+
+__all__ = ["render_report", "write_report"]
+
+_VERDICT_CLASS = {
+    Verdict.WORTH_IT: "good",
+    Verdict.UNCERTAIN: "unsure",
+    Verdict.NOT_WORTH_IT: "bad",
+    Verdict.UNKNOWN: "unsure",
+}
+
+_WORDS = {
+    "window": "A run of consecutive tokens, one scenario of load. A step is as slow as its fullest device in "
+    "that step, so averages over many windows say little.",
+    "held-out": "Policies are fitted on every other window and scored on the rest. Decide by held-out "
+    "figures; fitted ones flatter.",
+    "balance": "Load (token-expert pairs) of the fullest device over the mean device, in one window and "
+    "layer. 1 is perfect; at 1.5 the fullest device does half as much again as the mean one, and all "
+    "others wait for it.",
+    "mean-traffic imbalance": "The same ratio of the summed load of all windows: what balancers of average "
+    "load minimise. It hides that experts surge together.",
+    "fanout": "Distinct devices that one token's experts sit on, per layer; every further device is another "
+    "copy of the token to send. Node fanout counts nodes.",
+    "step": "Predicted time of the parts that a placement changes, summed over layers: dispatch, the fullest "
+    "device's experts, combine. Attention and everything else is left out.",
+    "gap": "(objective \N{MINUS SIGN} lower bound) / objective on the fitted windows. The bound holds for "
+    "every placement, so a small gap means that more search cannot help much; a large one may be the "
+    "bound's weakness.",
+    "95 % interval": "Where the true gain lies, judged by how much the gain differs between held-out "
+    "windows (Student's t on the ratio). Windows count as independent; long bursts of one kind of text make "
+    "it too narrow.",
+    "moving": "Moving experts costs transfer time, which is not in these figures; "
+    "the command “moe-placement diff” says how many bytes move, and in how many seconds.",
+}
+
+
+def write_report(
+    comparison: Comparison,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> None:
+    """Write a comparison as one self-contained HTML file, whole or not at all.
+
+    Parameters
+    ----------
+    comparison
+        All policies on one problem.
+    path
+        Where to write; an existing file is replaced.
+    title, provenance
+        As for `render_report`.
+
+    Raises
+    ------
+    InputError
+        If the comparison holds no policy, or the file cannot be written.
+    """
+    write_text(path, render_report(comparison, title=title, provenance=provenance))
+
+
+def render_report(
+    comparison: Comparison, *, title: str | None = None, provenance: Mapping[str, str] | None = None
+) -> str:
+    """Return a comparison as one self-contained HTML page; the same comparison gives the same page.
+
+    Parameters
+    ----------
+    title
+        Head of the page; the model and topology by default.
+    provenance
+        Where the numbers come from (trace digest, options, ...), shown at the end. Entries add to, or
+        replace, what the comparison itself knows: model, topology, calibration, options, solve, version.
+
+    Raises
+    ------
+    InputError
+        If the comparison holds no policy.
+    """
+    story = Story(comparison=comparison)
+    known = provenance_of(story)
+    head = default_title(story) if title is None else title
+    entries = {**known, **(provenance or {})}
+    sections = (*_introduction(story, head), *_figure_sections(story), *_closing(entries))
+    return _document(head, "\n".join(sections))
+
+
+def _introduction(story: Story, title: str) -> Iterator[str]:
+    said = answer(story)
+    yield f"<header><h1>{escape(title)}</h1>\n{definitions(facts(story), css_class='facts')}</header>"
+    yield _answer_section(said)
+    yield (
+        "<section><h2>All policies</h2>"
+        '<p class="note">Held-out windows in bold, <small>the fitted windows beneath</small>. '
+        f"{'' if story.replaced is None else 'Lower is better, except for “Windows won”.'}</p>\n"
+        f"{policy_table(story)}\n{skipped_list(story.comparison.skipped)}</section>"
+    )
+
+
+def _answer_section(said: Answer) -> str:
+    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in said.warnings)
+    return (
+        f'<section class="answer {_VERDICT_CLASS[said.verdict]}">'
+        f'<p class="verdict">{escape(capital(said.verdict))}</p>'
+        f'<h2 class="headline">{escape(said.headline)}</h2>'
+        f'<p class="numbers">{escape(said.paragraph)}</p>{warnings}</section>'
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chart:
+    """A figure and its words.
+
+    Parameters
+    ----------
+    name
+        Identifier in the page.
+    title, caption
+        Its heading, and what it shows.
+    figure
+        A plotly figure.
+    controls
+        HTML above the figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Any
+    controls: str = ""
+
+    def html(self) -> str:
+        # "<" cannot end the script element early; plotly escapes it too, but that is not its contract.
+        data = plotly.io.to_json(self.figure, validate=False).replace("<", "\\u003c")
+        height = int(self.figure.layout.height)
+        return (
+            f"<section><h2>{escape(self.title)}</h2>{self.controls}\n"
+            f'<figure><div class="chart" id="{self.name}" style="height:{height}px" role="img" '
+            f'aria-label="{escape(self.title)}"></div>'
+            f"<figcaption>{escape(self.caption)}</figcaption></figure>\n"
+            f'<script type="application/json" id="{self.name}-data">{data}</script></section>'
+        )
+
+
+def _omitted(title: str, reason: str) -> str:
+    return f'<section><h2>{escape(title)}</h2><p class="omitted">Left out: {escape(reason)}.</p></section>'
+
+
+def _figure_sections(story: Story) -> Iterator[str]:
+    yield _heat_chart(story).html()
+    if story.step_known:
+        yield _phases_chart(story).html()
+        yield _layers_chart(story).html()
+    else:
+        yield _omitted("What a step is made of", story.why_step_unknown)
+    if story.proposed.solution.incumbents:
+        yield _gap_chart(story).html()
+    else:
+        yield _omitted("How the solve went", "the solve recorded no incumbents")
+    yield _windows_chart(story).html()
+
+
+def _heat_chart(story: Story) -> _Chart:
+    before = "" if story.replaced is None else f"{story.replaced.name} (left) and "
+    caption = (
+        f"Load of each device relative to the mean device, in every held-out window, under {before}"
+        f"{story.proposed.name}. Even is pale; a red cell is a device that all others wait for. "
+        f"{load_map.grid_of(story).caption}"
+    )
+    return _Chart(
+        name="load-map",
+        title="Where the load sits",
+        caption=caption.strip(),
+        figure=load_map.heat_figure(story),
+        controls=_layer_selector(story),
+    )
+
+
+def _layer_selector(story: Story) -> str:
+    choices = load_map.layer_choices(story)
+    if len(choices) == 1:
+        return f'<p class="control">{escape(choices[0].label)}</p>'
+    shown = load_map.improved_most(story)
+    options = "".join(
+        f'<option value="{choice.layer}"{" selected" if choice.layer == shown else ""}>'
+        f"{escape(choice.label)}{' (largest improvement)' if choice.layer == shown else ''}</option>"
+        for choice in choices
+    )
+    return (
+        '<p class="control"><label for="load-map-layer">Layer</label> '
+        f'<select id="load-map-layer" data-chart="load-map" autocomplete="off">{options}</select></p>'
+    )
+
+
+def _phases_chart(story: Story) -> _Chart:
+    return _Chart(
+        name="phases",
+        title="What a step is made of",
+        caption="Mean over held-out windows, summed over layers: each phase takes as long as its fullest "
+        "device (experts) or link (dispatch, combine).",
+        figure=figures.phases_figure(story),
+    )
+
+
+def _layers_chart(story: Story) -> _Chart:
+    replaced, proposed = story.replaced, story.proposed
+    against = "" if replaced is None else f": {replaced.name} (faint, left) against {proposed.name} (right)"
+    return _Chart(
+        name="layers",
+        title="Layer by layer",
+        caption=f"The same parts in each MoE layer{against}.",
+        figure=figures.layers_figure(story),
+    )
+
+
+def _gap_chart(story: Story) -> _Chart:
+    solution = story.proposed.solution
+    return _Chart(
+        name="gap",
+        title="How the solve went",
+        caption=f"{plural(len(solution.incumbents), 'improvement')} of {story.proposed.name} on the fitted "
+        f"windows; the last, by {solution.incumbents[-1].solver}, leaves a gap of "
+        f"{percent(solution.incumbents[-1].gap)} to the lower bound.",
+        figure=figures.gap_figure(story),
+    )
+
+
+def _windows_chart(story: Story) -> _Chart:
+    return _Chart(
+        name="windows",
+        title="How windows differ",
+        caption="Box: median and quartiles over held-out windows; whiskers: within 1.5 times the box; "
+        "dots: single windows.",
+        figure=figures.windows_figure(story),
+    )
+
+
+def _closing(provenance: Mapping[str, str]) -> Iterator[str]:
+    yield f"<section><h2>How to read this</h2>{definitions(_WORDS, css_class='words')}</section>"
+    yield f"<section><h2>Provenance</h2>{definitions(provenance, css_class='provenance')}</section>"
+
+
+def _document(title: str, body: str) -> str:
+    style, script, library = _resource("style.css"), _resource("page.js"), get_plotlyjs()
+    policy = (
+        f"default-src 'none'; script-src {_digest(library)} {_digest(script)}; "
+        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{style}</style>
+<script>{library}</script>
+</head>
+<body>
+<main>
+<noscript><p class="warning">The charts need JavaScript; the answer and the table do not.</p></noscript>
+{body}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _resource(name: str) -> str:
+    return files("placement.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """Return the source expression that lets exactly this script run (CSP level 2)."""
+    return f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
