@@ -23,6 +23,7 @@ from placement.calibration import PiecewiseLinear
 from placement.cost import CostModel
 from placement.cost.links import Link
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
+from placement.profile import RoutingProfile
 
 __all__ = ["LowerBound", "lower_bound"]
 
@@ -95,7 +96,7 @@ def _window_bounds(model: CostModel, layer: int) -> FloatArray:
         floor_W = np.zeros(len(load_WE))
     bound_W = np.maximum(floor_W, total_WE.sum(axis=1) / problem.num_devices)
     bound_W = np.maximum(bound_W, least_WE.max(axis=1))
-    if replicas[-1] > 1:
+    if problem.num_slots > problem.num_experts:
         return np.asarray(bound_W)
     return np.asarray(np.maximum(bound_W, _cardinality_bounds(total_WE, problem.slots_D)))
 
@@ -128,7 +129,8 @@ def _exchange_bounds(model: CostModel) -> tuple[FloatArray, FloatArray]:
             # At the least nothing moves; the phase itself is run all the same.
             bound_WL[:, first:] = np.maximum(bound_WL[:, first:], link.dispatch(0.0))
         return bound_WL, mean_L
-    volumes = [_volume_bounds(problem, link) for link in model.links]
+    hottest_WL = _hottest_loads(profile) if problem.semantics is Semantics.DISPATCH else np.zeros(shape)
+    volumes = [_volume_bounds(problem, link, hottest_WL) for link in model.links]
     for phase in ("dispatch", "combine"):
         phase_WL, phase_mean_L = np.zeros(shape), np.zeros(profile.num_layers)
         for link, (volume_WL, volume_mean_L) in zip(model.links, volumes, strict=True):
@@ -140,31 +142,65 @@ def _exchange_bounds(model: CostModel) -> tuple[FloatArray, FloatArray]:
     return bound_WL, mean_L
 
 
-def _volume_bounds(problem: PlacementProblem, link: Link) -> tuple[FloatArray, FloatArray]:
+def _sampled_windows(profile: RoutingProfile) -> FloatArray:
+    """Real tokens that each window's sampled tokens stand for: none where none was sampled, ``[windows]``."""
+    assert profile.window_of_token_T is not None
+    count_W = np.bincount(
+        profile.window_of_token_T, weights=profile.token_weight_T, minlength=profile.num_windows + 1
+    )
+    return np.asarray(count_W[:-1], dtype=np.float64)
+
+
+def _hottest_loads(profile: RoutingProfile) -> FloatArray:
+    """Tokens of each window's hottest expert, ``[windows, layers]``.
+
+    Counted on the sampled tokens, as the volumes of an exchange are, not on the exact loads.
+    """
+    assert profile.experts_TLK is not None
+    assert profile.window_of_token_T is not None
+    num_windows, num_experts = profile.num_windows, profile.num_experts
+    row_T = profile.window_of_token_T * num_experts
+    weight = np.repeat(profile.token_weight_T, profile.top_k)
+    hottest_WL = np.empty((num_windows, profile.num_layers))
+    for layer in range(profile.num_layers):
+        cell = (row_T[:, None] + profile.experts_TLK[:, layer].astype(np.int64)).ravel()
+        count = np.bincount(cell, weights=weight, minlength=(num_windows + 1) * num_experts)
+        hottest_WL[:, layer] = count.reshape(-1, num_experts)[:num_windows].max(axis=1)
+    return hottest_WL
+
+
+def _volume_bounds(
+    problem: PlacementProblem, link: Link, hottest_WL: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Bound what the fullest group of a link receives: by window and layer, and in the mean by layer."""
     profile, semantics = problem.profile, problem.semantics
     known_homes = profile.home_T is not None
     # With homes known a token may live where it goes, and a group may receive nothing.
     enter_G = link.enter_HG.min(axis=0) if known_homes else link.enter_HG[0]
     enter = float(enter_G.min())
-    tokens_WL = np.repeat(profile.window_tokens_W[:, None], profile.num_layers, axis=1)
     if semantics is Semantics.ALLGATHER:
-        volume_WL = tokens_WL * float(link.enter_HG[0].max())
+        volume_W = profile.window_tokens_W * float(link.enter_HG[0].max())
+        volume_WL = np.repeat(volume_W[:, None], profile.num_layers, axis=1)
         return volume_WL, volume_WL.mean(axis=0)
     num_groups = link.num_groups
     if semantics is Semantics.DISPATCH_NODEDUP:
-        volume_WL = profile.load_WLE.sum(axis=2) * enter / num_groups
+        pairs_WL = profile.load_WLE.sum(axis=2)
+        if known_homes:
+            pairs_WL = np.broadcast_to(profile.top_k * _sampled_windows(profile)[:, None], pairs_WL.shape)
+        volume_WL = pairs_WL * enter / num_groups
         return volume_WL, volume_WL.mean(axis=0)
+    tokens_W = _sampled_windows(profile)
+    tokens_WL = np.repeat(tokens_W[:, None], profile.num_layers, axis=1)
     slots_G = np.bincount(link.group_D, weights=problem.slots_D, minlength=num_groups)
     least_touched = -(-profile.top_k // int(slots_G.max()))
     volume_WL = tokens_WL * enter * least_touched / num_groups
     if _max_replicas(problem) == 1:
         # All tokens of the hottest expert go to its one group.
-        volume_WL = np.maximum(volume_WL, profile.load_WLE.max(axis=2) * enter)
+        volume_WL = np.maximum(volume_WL, hottest_WL * enter)
     touched_L = np.array(
         [_least_fanout(problem, layer, num_groups, int(slots_G.max())) for layer in range(profile.num_layers)]
     )
-    mean_L = touched_L * float(profile.window_tokens_W.mean()) * enter / num_groups
+    mean_L = touched_L * float(tokens_W.mean()) * enter / num_groups
     return volume_WL, np.maximum(mean_L, volume_WL.mean(axis=0))
 
 
@@ -270,6 +306,17 @@ def most_inside(coactivation_EE: FloatArray, *, num_groups: int, slots: int) -> 
     partners = -np.sort(-coactivation_EE, axis=1)[:, : slots - 1].sum() / 2
     if num_groups * slots != num_experts or num_groups >= num_experts:
         return float(partners)
+    from threadpoolctl import threadpool_limits
+
+    # The matrices are small: threads would only wait for each other, and change the rounding.
+    with threadpool_limits(limits=1, user_api="blas"):
+        inside = _eigenvalue_bound(coactivation_EE, num_groups=num_groups, slots=slots)
+    return min(float(partners), inside)
+
+
+def _eigenvalue_bound(coactivation_EE: FloatArray, *, num_groups: int, slots: int) -> float:
+    """Donath and Hoffman's bound on the pairs inside, the best over the diagonals tried."""
+    num_experts = len(coactivation_EE)
     scale = float(np.abs(coactivation_EE).sum(axis=1).mean()) or 1.0
     matrix = coactivation_EE / scale
     diagonal = -matrix.sum(axis=1)
@@ -281,5 +328,4 @@ def most_inside(coactivation_EE: FloatArray, *, num_groups: int, slots: int) -> 
         gradient = slots / 2 * (top**2).sum(axis=1) - 0.5
         diagonal = diagonal - 0.5 / (1 + step) ** 0.5 * gradient
     # Eigenvalues are rounded: step back by far more than their error.
-    safe = best * scale + 1e-9 * scale * num_experts
-    return float(min(partners, safe))
+    return float(best * scale + 1e-9 * scale * num_experts)

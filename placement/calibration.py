@@ -20,6 +20,7 @@ import numpy.typing as npt
 from placement.devices import DeviceKind
 from placement.errors import InputError
 from placement.model import ModelShape, preset_model
+from placement.model_shape import canonical_dtype
 from placement.tier import Tier
 
 __all__ = [
@@ -125,7 +126,8 @@ class LinearCalibration:
     def __post_init__(self) -> None:
         for name in ("pair_cost", "token_cost"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} is {value!r}; it must be a finite number, 0 or more")
         if self.pair_cost == 0 and self.token_cost == 0:
             raise InputError("pair_cost and token_cost are both 0: every placement would cost the same")
@@ -179,6 +181,8 @@ class DataSheetCalibration:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
             raise InputError(f"overlap is {self.overlap}; it must lie in [0, 1)")
+        for dtype in (self.dispatch_dtype, self.combine_dtype):
+            canonical_dtype(dtype)
 
     @property
     def unit(self) -> str:
@@ -354,6 +358,8 @@ def read_calibration(path: str | Path) -> Calibration:
         raise InputError(f"calibration {path} cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise InputError(f"calibration {path} is not JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise InputError(f"calibration {path} is nested too deeply to be a calibration") from exc
     if not isinstance(values, dict):
         raise InputError(f"calibration {path} holds a {type(values).__name__}, not an object")
     try:

@@ -13,7 +13,7 @@ import numpy as np
 
 from placement.bounds import lower_bound
 from placement.cost import CostBreakdown, CostModel
-from placement.errors import InfeasibleError, InputError
+from placement.errors import InfeasibleError, InputError, NoPlacementFoundError
 from placement.optimizer import optimize
 from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
@@ -196,6 +196,8 @@ def compare(
         If there is only one window.
     InfeasibleError
         If ``auto`` has no answer.
+    NoPlacementFoundError
+        If `stop` ended ``auto`` before it had one.
     """
     fit_profile, held_profile = problem.profile.split_alternate()
     fit_problem = problem.with_profile(fit_profile)
@@ -220,7 +222,7 @@ def compare(
                 work_s=work_s,
                 on_incumbent=on_incumbent if name == "auto" else _ignore,
             )
-        except InfeasibleError as exc:
+        except (InfeasibleError, NoPlacementFoundError) as exc:
             if name == "auto":
                 raise
             skipped[name] = str(exc)

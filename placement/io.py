@@ -15,7 +15,15 @@ import numpy as np
 from placement.errors import InputError
 from placement.plan import Placement
 
-__all__ = ["FORMAT", "placement_from_dict", "placement_to_dict", "read_placement", "write_json", "write_text"]
+__all__ = [
+    "FORMAT",
+    "dump_json",
+    "placement_from_dict",
+    "placement_to_dict",
+    "read_placement",
+    "write_json",
+    "write_text",
+]
 
 FORMAT = "moe-placement/1"
 
@@ -30,6 +38,8 @@ _OWN_KEYS = frozenset(
         "device_of_slot",
     }
 )
+
+_OWN_MODEL_KEYS = frozenset({"name", "moe_layer_ids"})
 
 MAX_FILE_BYTES = 1 << 30
 
@@ -47,6 +57,7 @@ def placement_to_dict(placement: Placement, **entries: Any) -> dict[str, Any]:
     own = {
         "format": FORMAT,
         "model": {
+            **placement.extra.get("model", {}),
             "name": placement.model_name,
             "moe_layer_ids": list(range(placement.num_layers)) if layer_ids is None else list(layer_ids),
         },
@@ -82,22 +93,25 @@ def placement_from_dict(values: object, *, source: str = "placement") -> Placeme
         slots = _integers(values["device_of_slot"], "device_of_slot")
         if not isinstance(model, Mapping):
             raise InputError(f"model is a {type(model).__name__}, not an object")
+        if not isinstance(model.get("name"), str | None):
+            raise InputError(f"model.name is {model['name']!r}, not a text")
+        extra = {key: value for key, value in values.items() if key not in _OWN_KEYS}
+        if more := {key: value for key, value in model.items() if key not in _OWN_MODEL_KEYS}:
+            extra["model"] = more
         placement = Placement(
             physical_to_logical_map_LS=map_LS,
             device_of_slot_S=slots,
             num_experts=_count(values, "num_experts", int(map_LS.max(initial=0)) + 1),
             num_devices=_count(values, "num_devices", int(slots.max(initial=0)) + 1),
             model_name=model.get("name"),
-            moe_layer_ids=model.get("moe_layer_ids"),
-            extra={key: value for key, value in values.items() if key not in _OWN_KEYS},
+            moe_layer_ids=_layer_ids(model.get("moe_layer_ids")),
+            extra=extra,
         )
         layers = _count(values, "num_layers", placement.num_layers)
         if layers != placement.num_layers:
             raise InputError(f"num_layers is {layers}, the map has {placement.num_layers}")
     except InputError as exc:
         raise InputError(f"{source}: {exc}") from exc
-    except (TypeError, ValueError) as exc:
-        raise InputError(f"{source}: moe_layer_ids is not a list of integers") from exc
     return placement
 
 
@@ -106,9 +120,23 @@ def _integers(values: object, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         array = np.asarray(values)
     except ValueError as exc:
         raise InputError(f"{name} is ragged: every layer needs the same number of slots") from exc
-    if array.dtype.kind not in "iu" or array.size == 0:
+    # A true among numbers would turn into 1, and what 64 signed bits do not hold into something else.
+    truths = isinstance(values, list) and any(type(v) is bool for row in values for v in _entries(row))
+    if array.dtype.kind != "i" or array.size == 0 or truths:
         raise InputError(f"{name} must hold integers")
     return array.astype(np.int64)
+
+
+def _entries(row: object) -> list[object]:
+    return row if isinstance(row, list) else [row]
+
+
+def _layer_ids(values: object) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise InputError("moe_layer_ids is not a list of integers")
+    return tuple(values)
 
 
 def _count(values: Mapping[str, Any], key: str, default: int) -> int:
@@ -133,7 +161,9 @@ def read_placement(path: str | os.PathLike[str]) -> Placement:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
         raise InputError(f"{file}: cannot be read: {exc.strerror}") from exc
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+    except InputError:
+        raise
+    except ValueError as exc:
         raise InputError(f"{file}: is not JSON (truncated?): {exc}") from exc
     except RecursionError as exc:
         raise InputError(f"{file}: is nested too deeply to be a placement") from exc
@@ -188,9 +218,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(file)
     except OSError as exc:
+        raise InputError(f"{file}: cannot be written: {exc.strerror}") from exc
+    finally:
+        # Gone by now unless something failed.
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise InputError(f"{file}: cannot be written: {exc.strerror}") from exc
 
 
 def _umask() -> int:

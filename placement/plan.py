@@ -151,14 +151,22 @@ class Placement:
         self._check_coverage()
 
     def _check_coverage(self) -> None:
-        missing = self.replicas_LE == 0
-        if missing.any():
-            layer, expert = (int(i[0]) for i in np.nonzero(missing))
-            raise InputError(f"layer {layer} gives expert {expert} no slot")
-        twice = self.count_LED > 1
-        if twice.any():
-            layer, expert, device = (int(i[0]) for i in np.nonzero(twice))
-            raise InputError(f"layer {layer} puts expert {expert} twice on device {device}")
+        # No table of experts by devices here: a broken file may claim any number of either.
+        if self.num_experts > self.num_slots:
+            raise InputError(f"{self.num_slots} slots cannot hold {self.num_experts} experts")
+        layer, slot = np.nonzero(self.physical_to_logical_map_LS != EMPTY)
+        cell = layer * self.num_experts + self.physical_to_logical_map_LS[layer, slot]
+        held = np.bincount(cell, minlength=self.num_layers * self.num_experts)
+        if not held.all():
+            layer_, expert = divmod(int(np.argmin(held)), self.num_experts)
+            raise InputError(f"layer {layer_} gives expert {expert} no slot")
+        devices, rank_S = np.unique(self.device_of_slot_S, return_inverse=True)
+        place = np.sort(cell * devices.size + rank_S[slot])
+        twice = place[1:][np.diff(place) == 0]
+        if twice.size:
+            cell_, rank = divmod(int(twice[0]), devices.size)
+            layer_, expert = divmod(cell_, self.num_experts)
+            raise InputError(f"layer {layer_} puts expert {expert} twice on device {devices[rank]}")
 
     def with_layers(self, physical_to_logical_map_LS: npt.ArrayLike) -> Placement:
         """Return this placement with another map on the same slots."""

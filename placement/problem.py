@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from placement._suggest import did_you_mean
 from placement.calibration import Calibration, DataSheetCalibration
 from placement.errors import InfeasibleError, InputError
 from placement.model import ModelShape
@@ -23,6 +25,8 @@ __all__ = ["Objective", "PlacementProblem", "Risk", "Semantics", "make_problem"]
 IntArray = npt.NDArray[np.int64]
 
 GIB = 1024.0**3
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 DATA_SHEET = DataSheetCalibration()
 
@@ -103,12 +107,13 @@ class PlacementProblem:
     max_imbalance: float = 1.05
 
     def __post_init__(self) -> None:
-        slots = np.array(self.device_of_slot_S, dtype=np.int64)
+        slots = np.sort(np.asarray(self.device_of_slot_S, dtype=np.int64))
         slots.setflags(write=False)
         object.__setattr__(self, "device_of_slot_S", slots)
         if not (np.isfinite(self.max_imbalance) and self.max_imbalance >= 1):
             raise InputError(f"max_imbalance is {self.max_imbalance}; it must be 1 or more")
         self._check_traffic()
+        self._check_homes()
         if self.model is not None:
             _check_model(self.model, self.profile)
 
@@ -131,6 +136,13 @@ class PlacementProblem:
             )
         if self.objective is Objective.TRAFFIC and self.risk is not Risk.MEAN:
             raise InputError("the traffic objective is a mean; --risk goes with step-time or balance")
+
+    def _check_homes(self) -> None:
+        home_T = self.profile.home_T
+        if home_T is not None and int(home_T.max()) >= self.num_devices:
+            raise InputError(
+                f"tokens of the trace live on device {int(home_T.max())}, the topology has {self.num_devices}"
+            )
 
     @property
     def num_layers(self) -> int:
@@ -176,8 +188,8 @@ class PlacementProblem:
         Raises
         ------
         InputError
-            If its layers, experts or devices differ from the problem's, or a device holds more experts
-            than it has slots.
+            If its layers, experts or devices differ from the problem's. Slots may differ: see
+            `check_capacity`.
         """
         for name, mine, its in (
             ("MoE layers", self.num_layers, placement.num_layers),
@@ -244,6 +256,14 @@ def _check_memory(model: ModelShape, topology: Topology, slots_D: IntArray) -> N
         )
 
 
+def _choice(kind: type[_Choice], name: str) -> _Choice:
+    try:
+        return kind(name)
+    except ValueError as exc:
+        known = [str(choice) for choice in kind]
+        raise InputError(f"unknown {kind.__name__.lower()} {name!r}; {did_you_mean(name, known)}") from exc
+
+
 def make_problem(
     profile: RoutingProfile,
     topology: Topology,
@@ -289,9 +309,9 @@ def make_problem(
         topology=topology,
         device_of_slot_S=slots,
         model=model,
-        semantics=Semantics(semantics),
-        objective=Objective(objective),
-        risk=Risk(risk),
+        semantics=_choice(Semantics, semantics),
+        objective=_choice(Objective, objective),
+        risk=_choice(Risk, risk),
         calibration=DataSheetCalibration() if calibration is None else calibration,
         max_imbalance=max_imbalance,
     )

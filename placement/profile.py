@@ -38,8 +38,8 @@ class RoutingProfile:
     top_k
         Experts that each token selects in each layer.
     experts_TLK
-        Expert ids of a sample of tokens, window by window in recorded order; `None` when the source
-        has counts only (then only the load can be balanced).
+        Expert ids of a sample of tokens, window by window in recorded order, distinct for each token and
+        layer; `None` when the source has counts only (then only the load can be balanced).
     window_of_token_T
         Window of each sampled token, ascending. The number `num_windows` marks the tail: tokens after the
         last whole window, which count in per-token figures (fanout, hops) but form no window.
@@ -102,6 +102,8 @@ class RoutingProfile:
             )
         if not 1 <= self.top_k <= load.shape[2]:
             raise InputError(f"top-{self.top_k} of {load.shape[2]} experts is impossible")
+        if self.tail_tokens < 0:
+            raise InputError(f"tail_tokens is {self.tail_tokens}; it must be 0 or more")
 
     def _check_sample(self) -> None:
         experts, window, home = self.experts_TLK, self.window_of_token_T, self.home_T
@@ -118,8 +120,12 @@ class RoutingProfile:
             raise InputError("window_of_token_T must name the window of every sampled token")
         if (np.diff(window) < 0).any() or window[0] < 0 or window[-1] > self.num_windows:
             raise InputError(f"window_of_token_T must ascend within 0..{self.num_windows}")
+        if window[0] == self.num_windows:
+            raise InputError("every sampled token lies after the last whole window; sample some inside")
         if home is not None and home.shape != window.shape:
             raise InputError(f"home_T has shape {home.shape}, not {window.shape}")
+        if home is not None and home.min() < -1:
+            raise InputError(f"home_T names device {int(home.min())}; -1 marks an unknown home")
 
     @property
     def num_windows(self) -> int:
@@ -163,6 +169,8 @@ class RoutingProfile:
         }
         if self.experts_TLK is not None and self.window_of_token_T is not None:
             token = np.isin(self.window_of_token_T, chosen)
+            if not token.any():
+                raise InputError(f"no token of windows {chosen.tolist()} was sampled; sample more tokens")
             kept["experts_TLK"] = self.experts_TLK[token]
             kept["window_of_token_T"] = np.searchsorted(chosen, self.window_of_token_T[token])
             kept["home_T"] = None if self.home_T is None else self.home_T[token]

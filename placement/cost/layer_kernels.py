@@ -38,6 +38,7 @@ __all__ = [
     "make_compiled_layer",
     "new_state",
     "rebuild",
+    "resettle",
     "state_value",
     "swap_allowed",
     "swap_value",
@@ -128,6 +129,7 @@ class State(structref.StructRefProxy):
     device_power_W: Array
     """Sum over devices of (cost / `device_scale`)^SOFT_POWER."""
     item_bits_IN: Array
+    previous_bits_IN: Array
     once_JGN: Array
     twice_JGN: Array
     volume_JGW: Array
@@ -210,6 +212,7 @@ def new_state(layer: Layer, expert_I: Array, device_I: Array) -> State:
         np.zeros((3, num_scenarios), np.int64),
         np.zeros(num_scenarios),
         np.zeros((num_items, num_words), np.uint64),
+        np.zeros((num_items, num_words), np.uint64),
         np.zeros((covers, num_groups, num_words), np.uint64),
         np.zeros((covers, num_groups, num_words), np.uint64),
         np.zeros((num_links, num_groups, num_scenarios)),
@@ -243,6 +246,68 @@ def rebuild(layer: Layer, state: State) -> None:
         for group in range(layer.num_groups_J[link]):
             _refresh_group(layer, state, link, group)
         _rank_groups(layer, state, link)
+
+
+@nb.njit(**OPTIONS)
+def resettle(layer: Layer, state: State, i: int, j: int) -> None:
+    """Bring everything up to date after items of devices i and j changed, where tokens may change replica.
+
+    Only groups that gain or lose an item or a token are recomputed whole.
+    """
+    state.previous_bits_IN[:] = state.item_bits_IN
+    _count_replicas(layer, state)
+    for device in range(layer.kind_D.size):
+        _sum_device(layer, state, device)
+    _rank_devices(layer, state)
+    _assign_tokens(layer, state)
+    changed_I = np.zeros(state.expert_I.size, np.bool_)
+    dirty_D = np.zeros(layer.kind_D.size, np.bool_)
+    dirty_D[i] = dirty_D[j] = True
+    for item in range(state.expert_I.size):
+        if (state.previous_bits_IN[item] != state.item_bits_IN[item]).any():
+            changed_I[item] = True
+            dirty_D[state.device_I[item]] = True
+    for link in range(layer.group_JD.shape[0]):
+        dirty_G = np.zeros(layer.num_groups_J[link], np.bool_)
+        for device in range(dirty_D.size):
+            if dirty_D[device]:
+                dirty_G[layer.group_JD[link, device]] = True
+        for group in range(dirty_G.size):
+            if dirty_G[group]:
+                _refresh_group(layer, state, link, group)
+            else:
+                _refresh_foreign(layer, state, link, group, changed_I)
+        _rank_groups(layer, state, link)
+
+
+@nb.njit(**OPTIONS)
+def _refresh_foreign(layer: Layer, state: State, link: int, group: int, changed_I: Array) -> None:
+    """Recompute what items of other groups whose tokens changed would bring to an unchanged group."""
+    if layer.num_groups_J[link] == 1:
+        return
+    enter_H = layer.enter_JHG[link, :, group]
+    once_N, twice_N = state.once_JGN[link, group], state.twice_JGN[link, group]
+    words_N = state.scratch_N
+    for item in range(changed_I.size):
+        if not changed_I[item]:
+            continue
+        for n in range(once_N.size):
+            words_N[n] = ~once_N[n]
+        _count_common(
+            layer, state, state.item_bits_IN[item], words_N, enter_H, state.new_JGIW[link, group, item]
+        )
+        for member in range(changed_I.size):
+            if layer.group_JD[link, state.device_I[member]] == group:
+                for n in range(once_N.size):
+                    words_N[n] = state.item_bits_IN[member, n] & ~twice_N[n]
+                _count_common(
+                    layer,
+                    state,
+                    words_N,
+                    state.item_bits_IN[item],
+                    enter_H,
+                    state.both_JIIW[link, member, item],
+                )
 
 
 @nb.njit(**OPTIONS)
@@ -688,7 +753,7 @@ def apply_swap(layer: Layer, state: State, a: int, b: int) -> None:
         if state.replicas_E[expert] > 1:
             replicated = True
     if replicated and layer.bits_EN.shape[1] > 0:
-        rebuild(layer, state)
+        resettle(layer, state, i, j)
         return
     for item in (a, b):
         expert = state.expert_I[item]

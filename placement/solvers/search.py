@@ -38,17 +38,25 @@ __all__ = ["SearchSolver", "layer_balance", "scenario_plan"]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-WORK_PER_SECOND = 3.0e8
+WORK_PER_SECOND = 4.0e8
 """Scenario updates that one thread of a current server makes in a second (measured, rounded down)."""
 
-DEFAULT_WORK_S = 6.0
-"""Effort when none is asked for, in seconds of one thread."""
+LEAST_WORK_S, MOST_WORK_S = 7.0, 60.0
+"""Effort when none is asked for, in seconds of one thread: by the size of the problem, within these."""
+
+DEFAULT_SCENARIOS = 64
+
+DESCENT_WORK = 24
+"""Scenario updates per pair of items and scenario that one descent takes, about."""
 
 TABLE_BYTES = 256 * 2**20
 """Memory that the swap tables of one layer may take."""
 
 MAX_SEARCH_TOKENS = 32_768
 """Tokens whose expert sets are searched on; sampling error at this size is far below that of the windows."""
+
+STOP, WORK, LIMIT = 0, 1, 2
+"""Elements of the compiled loops' control: as in `search_kernels`, which is loaded late."""
 
 TENURE = 5
 POLL_S = 0.02
@@ -63,22 +71,30 @@ class _LayerSolution:
     device_I: IntArray
 
 
-def scenario_plan(problem: PlacementProblem, *, max_replicas: int) -> ScenarioPlan:
+def default_work_s(problem: PlacementProblem) -> float:
+    """Choose the effort by size: enough for some descents over `DEFAULT_SCENARIOS` scenarios, within limits."""
+    updates = problem.num_layers * problem.num_slots**2 * DESCENT_WORK * DEFAULT_SCENARIOS
+    return float(np.clip(updates / WORK_PER_SECOND, LEAST_WORK_S, MOST_WORK_S))
+
+
+def scenario_plan(problem: PlacementProblem, work_per_layer: float) -> ScenarioPlan:
     """Choose the scenarios to search on: quarters of a window, two overlapping ones each, softened.
 
-    Their number is limited so that the tables of a layer stay within `TABLE_BYTES`.
+    Their number is limited so that the tables of a layer stay within `TABLE_BYTES` and the effort suffices
+    for some descents.
     """
     items = problem.num_slots
     tiers = 1 if problem.calibration.flat else problem.topology.num_tiers
     per_scenario = 8 * items * (items + 2 * problem.num_devices) * tiers
-    most = int(np.clip(TABLE_BYTES // per_scenario, 16, 400))
+    affordable = work_per_layer / (items**2 * DESCENT_WORK)
+    most = int(np.clip(min(TABLE_BYTES // per_scenario, affordable), 12, 400))
     pieces = 4
-    if problem.profile.num_sampled_tokens == 0 or problem.profile.num_windows > most:
+    if problem.profile.num_sampled_tokens == 0 or 2 * problem.profile.num_windows > most:
         pieces = 1
     return ScenarioPlan(
         pieces_per_window=pieces,
         span_pieces=2 if pieces > 1 else 1,
-        shrink=0.2 if pieces > 1 else 0.1,
+        shrink=0.1,
         soft=True,
         max_tokens=MAX_SEARCH_TOKENS,
         max_scenarios=most,
@@ -144,14 +160,14 @@ class _Run:
         if self.problem.semantics is Semantics.STAY_PUT:
             # Where a stay-put token goes depends on where it is: replicas are left to other solvers.
             self.max_replicas = max(1, int(start.replicas_LE.max()))
-        self.plan = scenario_plan(self.problem, max_replicas=self.max_replicas)
+        work_s = default_work_s(self.problem) if request.work_s is None else request.work_s
+        self.work_per_layer = work_s * WORK_PER_SECOND / self.problem.num_layers
+        self.plan = scenario_plan(self.problem, self.work_per_layer)
         self.scenarios = make_scenarios(self.problem.profile, self.plan)
         self.weight_W: FloatArray | None = None
         self.start = start
         self.best = [self._items(start, layer) for layer in range(self.problem.num_layers)]
-        work_s = DEFAULT_WORK_S if request.work_s is None else request.work_s
-        self.work_per_layer = work_s * WORK_PER_SECOND / self.problem.num_layers
-        self.controls = [np.zeros(2, dtype=np.int64) for _ in self.best]
+        self.controls = [np.zeros(3, dtype=np.int64) for _ in self.best]
 
     def _items(self, placement: Placement, layer: int) -> _LayerSolution:
         """Contents of a placement's layer on the problem's slots; nothing priced yet."""
@@ -177,15 +193,19 @@ class _Run:
     def separate_layers(self) -> Placement:
         """Improve independent layers: one descent each, then each as long as its effort lasts."""
         self.request.report(self.placement())
-        self._each_layer(self._descend_layer)
+        self._each_layer(self._descend_layer, share=0.6)
         self.request.report(self.placement())
         self._each_layer(self._deepen_layer)
         if self.problem.risk is not Risk.MEAN:
             self._chase_risk()
         return self.placement()
 
-    def _each_layer(self, improve: Callable[[int, npt.NDArray[np.int64]], _LayerSolution]) -> None:
+    def _each_layer(
+        self, improve: Callable[[int, npt.NDArray[np.int64]], _LayerSolution], *, share: float = 1.0
+    ) -> None:
         """Run a function for every layer on the threads allowed, and keep what it returns."""
+        for control in self.controls:
+            control[LIMIT] = int(share * self.work_per_layer)
         with ThreadPoolExecutor(self.request.threads) as pool:
             futures = {
                 pool.submit(partial(improve, layer, self.controls[layer])): layer
@@ -210,7 +230,7 @@ class _Run:
 
     def _stop_all(self) -> None:
         for control in self.controls:
-            control[0] = 1
+            control[STOP] = 1
 
     def _make_layer(self, layer: int, *, neighbours: Neighbours | None = None) -> Layer:
         return make_layer(
@@ -271,7 +291,7 @@ class _Run:
         if not np.isfinite(best.value):
             best = self._search(compiled, best, control, seed=self._seed(layer, 0))
         attempt, failures = 0, 0
-        while control[0] == 0 and control[1] < self.work_per_layer and failures < 8:
+        while control[STOP] == 0 and control[WORK] < control[LIMIT] and failures < 8:
             kicks = 0 if attempt == 0 else 2 + attempt % 4
             found = self._search(
                 compiled, best, control, kicks=kicks, tabu=50, seed=self._seed(layer, 100 + attempt)
@@ -291,7 +311,7 @@ class _Run:
             self.weight_W = self._tail_weights(model)
             self.best = [replace(solution, value=np.inf) for solution in self.best]
             for control in self.controls:
-                control[1] = 0
+                control[WORK] = 0
             self._each_layer(self._deepen_layer)
             after = model.objective(self.placement())
             if after >= risk:
@@ -339,7 +359,9 @@ class _Run:
             self._each_one(layer, compiled, sweep)
 
     def _each_one(self, layer: int, compiled: Layer, sweep: int) -> None:
-        self.controls = [np.zeros(2, dtype=np.int64)]
+        control = np.zeros(3, dtype=np.int64)
+        control[LIMIT] = int(self.work_per_layer)
+        self.controls = [control]
         with ThreadPoolExecutor(1) as pool:
             seed = self._seed(layer, sweep)
             future = pool.submit(

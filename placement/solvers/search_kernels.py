@@ -1,7 +1,7 @@
 """Compiled local search over the items of one layer: descent by swaps, tabu search, re-targeting of replicas.
 
-Deterministic for a seed. `control` has two elements: a flag that another thread may set to end a loop early
-(the best solution found so far stands), and a count of the work done, in scenario updates.
+Deterministic for a seed. `control` has three elements: a flag that another thread may set to end a loop early
+(the best solution found so far stands), a count of the work done in scenario updates, and its limit.
 """
 
 from __future__ import annotations
@@ -20,20 +20,27 @@ from placement.cost.layer_kernels import (
     apply_swap,
     new_state,
     rebuild,
+    resettle,
     state_value,
     swap_allowed,
     swap_value,
 )
 
-__all__ = ["STOP", "WORK", "retarget_pass", "search_layer"]
+__all__ = ["LIMIT", "STOP", "WORK", "retarget_pass", "search_layer"]
 
 Array = npt.NDArray[Any]
 
-STOP, WORK = 0, 1
+STOP, WORK, LIMIT = 0, 1, 2
 """Elements of `control`."""
 
 IMPROVES = 1e-9
 """A move must win this share of the objective, so that rounding never counts as progress."""
+
+
+@nb.njit(**OPTIONS)
+def _ended(control: Array) -> bool:
+    """Return whether somebody wants the search to end, or its work is done."""
+    return bool(control[STOP] != 0 or control[WORK] > control[LIMIT])
 
 
 @nb.njit(**OPTIONS)
@@ -91,7 +98,7 @@ def _descend(layer: Layer, state: State, random: Array, control: Array) -> float
     value = state_value(layer, state)
     order = np.arange(state.expert_I.size)
     improved = True
-    while improved and control[STOP] == 0:
+    while improved and not _ended(control):
         improved = False
         _shuffle(order, random)
         for a in order:
@@ -99,7 +106,7 @@ def _descend(layer: Layer, state: State, random: Array, control: Array) -> float
             if after < value:
                 value = after
                 improved = True
-            if control[STOP] != 0:
+            if _ended(control):
                 break
     return value
 
@@ -127,7 +134,7 @@ def _best_swap(
 @nb.njit(**OPTIONS)
 def _repair_limit(layer: Layer, state: State, control: Array) -> None:
     """Swap items off overfull devices until every device keeps its load limit, or no swap helps."""
-    while control[STOP] == 0:
+    while not _ended(control):
         fullest = int(np.argmax(state.total_D))
         if state.total_D[fullest] <= layer.device_limit:
             return
@@ -197,13 +204,16 @@ def _retarget_estimate(layer: Layer, state: State, item: int, target: int, cost_
 
 
 @nb.njit(**OPTIONS)
-def _retarget_item(layer: Layer, state: State, item: int, value: float) -> float:
+def _retarget_item(layer: Layer, state: State, item: int, value: float, control: Array) -> float:
     """Let a spare item hold the expert (or none) that helps most; return the value then."""
     device, expert = state.device_I[item], state.expert_I[item]
     if expert >= 0 and state.replicas_E[expert] < 2:
         return value
     cost_DW = np.empty_like(state.device_cost_DW)
-    best, target = np.inf, expert
+    # Only what eases the fullest devices is worth settling tokens for; the exact value decides then.
+    target = expert
+    best = _devices_value(layer, state.device_cost_DW) * (1 - IMPROVES)
+    control[WORK] += state.replicas_E.size * state.device_cost_DW.size
     for candidate in range(EMPTY_ITEM, state.replicas_E.size):
         if candidate == expert:
             continue
@@ -216,15 +226,25 @@ def _retarget_item(layer: Layer, state: State, item: int, value: float) -> float
             best, target = estimate, candidate
     if target == expert:
         return value
-    state.expert_I[item] = target
-    rebuild(layer, state)
+    _hold(layer, state, item, target, control)
     after = state_value(layer, state)
     within = layer.device_limit == np.inf or state.total_D.max() <= layer.device_limit
     if after < value - IMPROVES * abs(value) and within:
         return after
-    state.expert_I[item] = expert
-    rebuild(layer, state)
+    _hold(layer, state, item, expert, control)
     return value
+
+
+@nb.njit(**OPTIONS)
+def _hold(layer: Layer, state: State, item: int, expert: int, control: Array) -> None:
+    """Let an item hold another expert, or none."""
+    device = state.device_I[item]
+    state.expert_I[item] = expert
+    if layer.bits_EN.shape[1] > 0:
+        control[WORK] += _move_work(layer, state)
+        resettle(layer, state, device, device)
+    else:
+        rebuild(layer, state)
 
 
 @nb.njit(**OPTIONS)
@@ -234,9 +254,9 @@ def retarget_pass(layer: Layer, state: State, random: Array, control: Array) -> 
     order = np.arange(state.expert_I.size)
     _shuffle(order, random)
     for item in order:
-        if control[STOP] != 0:
+        if _ended(control):
             break
-        value = _retarget_item(layer, state, item, value)
+        value = _retarget_item(layer, state, item, value, control)
     return value
 
 
@@ -245,7 +265,7 @@ def _settle(layer: Layer, state: State, random: Array, control: Array) -> float:
     """Alternate swaps and re-targeting until neither improves."""
     value = _descend(layer, state, random, control)
     has_spare = state.expert_I.size > state.replicas_E.size and layer.cost_KREW.shape[1] > 1
-    while has_spare and control[STOP] == 0:
+    while has_spare and not _ended(control):
         after = retarget_pass(layer, state, random, control)
         if after >= value - IMPROVES * abs(value):
             break
@@ -282,6 +302,7 @@ def search_layer(
     """
     random = np.array([np.uint64(seed) * np.uint64(2654435761) + np.uint64(88172645463325252)], np.uint64)
     state = new_state(layer, expert_I, device_I)
+    control[WORK] += _move_work(layer, state) * layer.kind_D.size // 2
     for _ in range(kicks):
         a, b = _random_below(random, expert_I.size), _random_below(random, expert_I.size)
         if a != b and swap_allowed(layer, state, a, b):
@@ -293,7 +314,7 @@ def search_layer(
     free_after_I = np.zeros(expert_I.size, np.int64)
     since_best = 0
     for iteration in range(1, tabu_iterations + 1):
-        if control[STOP] != 0 or since_best > tabu_iterations // 2:
+        if _ended(control) or since_best > tabu_iterations // 2:
             break
         _, a, b = _best_swap(layer, state, free_after_I, iteration, best - IMPROVES * abs(best), control)
         if a < 0:
@@ -307,7 +328,4 @@ def search_layer(
         if value < best - IMPROVES * abs(best):
             best, since_best = value, 0
             best_expert_I[:], best_device_I[:] = state.expert_I, state.device_I
-    state.expert_I[:], state.device_I[:] = best_expert_I, best_device_I
-    rebuild(layer, state)
-    best = _settle(layer, state, random, control)
-    return best, state.expert_I.copy(), state.device_I.copy()
+    return best, best_expert_I, best_device_I
