@@ -1,4 +1,4 @@
-"""The cost definitions once more, in plain loops: slow, obvious, and sharing nothing with the code under test.
+"""The cost definitions once more, in plain loops: slow, obvious, sharing nothing with the code under test.
 
 A placement is given row by row: `row` lists the expert of each slot (-1 empty), `device` the device of each
 slot. A replicated expert's load is split evenly; a token reads it where it already goes, else on the first
