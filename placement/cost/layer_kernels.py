@@ -39,6 +39,7 @@ __all__ = [
     "new_state",
     "rebuild",
     "resettle",
+    "saved_tokens",
     "state_value",
     "swap_allowed",
     "swap_value",
@@ -775,3 +776,22 @@ def apply_swap(layer: Layer, state: State, a: int, b: int) -> None:
         _refresh_group(layer, state, link, g)
         _refresh_group(layer, state, link, h)
         _rank_groups(layer, state, link)
+
+
+@nb.njit(**OPTIONS)
+def saved_tokens(layer: Layer, state: State, expert: int, device: int) -> int:
+    """Count sampled tokens that another replica of an expert on a device would spare a trip.
+
+    They go to that device anyway, and to the device where they read the expert now for nothing else.
+    """
+    if layer.bits_EN.shape[1] == 0:
+        return 0
+    # Groups of the innermost link are devices.
+    once_N = state.once_JGN[0, device]
+    saved = 0
+    for item in range(state.expert_I.size):
+        if state.expert_I[item] == expert:
+            bits_N, twice_N = state.item_bits_IN[item], state.twice_JGN[0, state.device_I[item]]
+            for n in range(once_N.size):
+                saved += _popcount(bits_N[n] & ~twice_N[n] & once_N[n])
+    return saved

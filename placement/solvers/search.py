@@ -41,7 +41,7 @@ FloatArray = npt.NDArray[np.float64]
 WORK_PER_SECOND = 4.0e8
 """Scenario updates that one thread of a current server makes in a second (measured, rounded down)."""
 
-LEAST_WORK_S, MOST_WORK_S = 7.0, 60.0
+LEAST_WORK_S, MOST_WORK_S = 5.5, 60.0
 """Effort when none is asked for, in seconds of one thread: by the size of the problem, within these."""
 
 DEFAULT_SCENARIOS = 64
@@ -58,6 +58,8 @@ MAX_SEARCH_TOKENS = 32_768
 STOP, WORK, LIMIT = 0, 1, 2
 """Elements of the compiled loops' control: as in `search_kernels`, which is loaded late."""
 
+LEVEL_ATTEMPTS = 8
+
 TENURE = 5
 POLL_S = 0.02
 
@@ -72,7 +74,7 @@ class _LayerSolution:
 
 
 def default_work_s(problem: PlacementProblem) -> float:
-    """Choose the effort by size: enough for some descents over `DEFAULT_SCENARIOS` scenarios, within limits."""
+    """Choose the effort by size: some descents over `DEFAULT_SCENARIOS` scenarios, within limits."""
     updates = problem.num_layers * problem.num_slots**2 * DESCENT_WORK * DEFAULT_SCENARIOS
     return float(np.clip(updates / WORK_PER_SECOND, LEAST_WORK_S, MOST_WORK_S))
 
@@ -136,7 +138,8 @@ def _check_limit(request: SolveRequest, placement: Placement) -> None:
     worst = int(balance_L.argmax())
     if balance_L[worst] > problem.max_imbalance * (1 + 1e-9):
         raise InfeasibleError(
-            f"layer {worst}: the fullest device carries {balance_L[worst]:.4f} of the mean load at best, "
+            f"layer {worst}: the most even placement found loads its fullest device with "
+            f"{balance_L[worst]:.4f} of the mean, "
             f"above --max-imbalance {problem.max_imbalance}; allow "
             f"{np.ceil(balance_L[worst] * 1000) / 1000:.3f} or add spare slots for replicas"
         )
@@ -269,12 +272,26 @@ class _Run:
             self._search(compiled, start, control, seed=self._seed(layer, attempt))
             for attempt, start in enumerate(self._starts(layer, control))
         ]
-        return min(found, key=lambda solution: solution.value)
+        return min(found, key=partial(self._rank, layer))
+
+    def _rank(self, layer: int, solution: _LayerSolution) -> tuple[float, float]:
+        """Order solutions of a layer: by how far they exceed the load limit, then by value."""
+        if self.problem.objective is not Objective.TRAFFIC:
+            return 0.0, solution.value
+        held = solution.expert_I >= 0
+        expert_I, device_I = solution.expert_I[held], solution.device_I[held]
+        total_E = self.problem.profile.load_WLE[:, layer].sum(axis=0)
+        share_I = (total_E / np.bincount(expert_I, minlength=total_E.size))[expert_I]
+        load_D = np.bincount(device_I, weights=share_I, minlength=self.problem.num_devices)
+        excess = load_D.max() / load_D.mean() - self.problem.max_imbalance * (1 + 1e-9)
+        return max(0.0, float(excess)), solution.value
 
     def _starts(self, layer: int, control: npt.NDArray[np.int64]) -> list[_LayerSolution]:
         """Return the given start and, for step time, the balance-only and traffic-only optima."""
-        starts = [self.best[layer]]
         problem = self.problem
+        if problem.objective is Objective.TRAFFIC:
+            return [self.best[layer], self._level(layer, control)]
+        starts = [self.best[layer]]
         if problem.objective is Objective.STEP_TIME and problem.semantics is Semantics.DISPATCH:
             for objective in (Objective.BALANCE, Objective.TRAFFIC):
                 part = CostModel(replace(problem, objective=objective, risk=Risk.MEAN, max_imbalance=1.25))
@@ -283,6 +300,23 @@ class _Run:
                     self._search(compiled, self.best[layer], control, seed=self._seed(layer, len(starts)))
                 )
         return starts
+
+    def _level(self, layer: int, control: npt.NDArray[np.int64]) -> _LayerSolution:
+        """Even out a layer's summed load as far as possible: where a load limit is tight, the only way in."""
+        even = CostModel(replace(self.problem, objective=Objective.BALANCE))
+        whole = make_scenarios(
+            self.problem.profile, ScenarioPlan(span_pieces=self.problem.profile.num_windows)
+        )
+        compiled = make_layer(even, layer, whole, max_replicas=self.max_replicas)
+        best = self._search(compiled, self.best[layer], control, seed=self._seed(layer, 50))
+        for attempt in range(LEVEL_ATTEMPTS):
+            if best.value <= self.problem.max_imbalance:
+                break
+            found = self._search(
+                compiled, best, control, kicks=attempt % 4, tabu=100, seed=self._seed(layer, 51 + attempt)
+            )
+            best = min(best, found, key=lambda solution: solution.value)
+        return best
 
     def _deepen_layer(self, layer: int, control: npt.NDArray[np.int64]) -> _LayerSolution:
         """Tabu search from the incumbent, then from kicked incumbents, as long as the effort lasts."""
@@ -296,8 +330,8 @@ class _Run:
             found = self._search(
                 compiled, best, control, kicks=kicks, tabu=50, seed=self._seed(layer, 100 + attempt)
             )
-            failures = 0 if found.value < best.value else failures + 1
-            best = min(best, found, key=lambda solution: solution.value)
+            better = self._rank(layer, found) < self._rank(layer, best)
+            best, failures = (found, 0) if better else (best, failures + 1)
             attempt += 1
         return best
 

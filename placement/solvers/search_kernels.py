@@ -21,6 +21,7 @@ from placement.cost.layer_kernels import (
     new_state,
     rebuild,
     resettle,
+    saved_tokens,
     state_value,
     swap_allowed,
     swap_value,
@@ -66,7 +67,11 @@ def _move_work(layer: Layer, state: State) -> int:
     """Count the scenario updates that bringing the tables up to date after a swap amounts to."""
     items, links = state.expert_I.size, layer.group_JD.shape[0]
     words = layer.bits_EN.shape[1]
-    pairs = items * (2 + 2 * items // max(layer.kind_D.size, 1)) * links
+    groups = 2
+    if state.expert_I.size > state.replicas_E.size:
+        # Tokens settle on replicas anew, which touches more groups.
+        groups = min(8, layer.kind_D.size)
+    pairs = items * groups * (1 + items // max(layer.kind_D.size, 1)) * links
     return int(pairs * (words // 8 + layer.mix_WM.size))
 
 
@@ -204,26 +209,67 @@ def _retarget_estimate(layer: Layer, state: State, item: int, target: int, cost_
 
 
 @nb.njit(**OPTIONS)
-def _retarget_item(layer: Layer, state: State, item: int, value: float, control: Array) -> float:
-    """Let a spare item hold the expert (or none) that helps most; return the value then."""
-    device, expert = state.device_I[item], state.expert_I[item]
-    if expert >= 0 and state.replicas_E[expert] < 2:
-        return value
+def _is_spare(state: State, item: int) -> bool:
+    """Return whether an item is empty, or one of several replicas."""
+    expert = state.expert_I[item]
+    return bool(expert < 0 or state.replicas_E[expert] > 1)
+
+
+@nb.njit(**OPTIONS)
+def _may_hold(layer: Layer, state: State, item: int, expert: int) -> bool:
+    """Return whether a spare item may hold another expert, or none."""
+    if expert == state.expert_I[item]:
+        return False
+    if expert < 0:
+        return True
+    spread = state.has_ED[expert, state.device_I[item]] == 0
+    return bool(spread and state.replicas_E[expert] < layer.cost_KREW.shape[1])
+
+
+@nb.njit(**OPTIONS)
+def _easing_target(layer: Layer, state: State, item: int, control: Array) -> int:
+    """Return the expert (or none) that eases the fullest devices most in a spare item, else its own."""
     cost_DW = np.empty_like(state.device_cost_DW)
-    # Only what eases the fullest devices is worth settling tokens for; the exact value decides then.
-    target = expert
+    target = state.expert_I[item]
     best = _devices_value(layer, state.device_cost_DW) * (1 - IMPROVES)
     control[WORK] += state.replicas_E.size * state.device_cost_DW.size
     for candidate in range(EMPTY_ITEM, state.replicas_E.size):
-        if candidate == expert:
-            continue
-        if candidate >= 0 and (
-            state.has_ED[candidate, device] > 0 or state.replicas_E[candidate] >= layer.cost_KREW.shape[1]
-        ):
-            continue
-        estimate = _retarget_estimate(layer, state, item, candidate, cost_DW)
-        if estimate < best:
-            best, target = estimate, candidate
+        if _may_hold(layer, state, item, candidate):
+            estimate = _retarget_estimate(layer, state, item, candidate, cost_DW)
+            if estimate < best:
+                best, target = estimate, candidate
+    return int(target)
+
+
+@nb.njit(**OPTIONS)
+def _sparing_target(layer: Layer, state: State, item: int, control: Array) -> int:
+    """Return the expert that spares most tokens a trip in a spare item, else its own."""
+    target, most = state.expert_I[item], 0
+    control[WORK] += state.expert_I.size * layer.bits_EN.shape[1] // 8
+    for candidate in range(state.replicas_E.size):
+        if _may_hold(layer, state, item, candidate):
+            saved = saved_tokens(layer, state, candidate, state.device_I[item])
+            if saved > most:
+                most, target = saved, candidate
+    return int(target)
+
+
+@nb.njit(**OPTIONS)
+def _retarget_item(layer: Layer, state: State, item: int, value: float, control: Array) -> float:
+    """Let a spare item hold the expert (or none) that helps most; return the value then."""
+    if not _is_spare(state, item):
+        return value
+    # What eases the fullest devices, or else spares traffic, is worth settling tokens for.
+    after = _try_target(layer, state, item, _easing_target(layer, state, item, control), value, control)
+    if after < value:
+        return after
+    return _try_target(layer, state, item, _sparing_target(layer, state, item, control), value, control)
+
+
+@nb.njit(**OPTIONS)
+def _try_target(layer: Layer, state: State, item: int, target: int, value: float, control: Array) -> float:
+    """Let an item hold an expert if the exact value improves; return the value then."""
+    expert = state.expert_I[item]
     if target == expert:
         return value
     _hold(layer, state, item, target, control)
@@ -274,6 +320,24 @@ def _settle(layer: Layer, state: State, random: Array, control: Array) -> float:
 
 
 @nb.njit(**OPTIONS)
+def _kick(layer: Layer, state: State, random: Array, control: Array) -> None:
+    """Make a random change: two items change places, or a spare item holds another expert or none."""
+    num_items, num_experts = state.expert_I.size, state.replicas_E.size
+    a, b = _random_below(random, num_items), _random_below(random, num_items)
+    has_spare = num_items > num_experts and layer.cost_KREW.shape[1] > 1
+    if not has_spare or _random_below(random, 2) == 0:
+        if a != b and swap_allowed(layer, state, a, b):
+            apply_swap(layer, state, a, b)
+        return
+    expert = _random_below(random, num_experts + 1) - 1
+    for offset in range(num_items):
+        item = (a + offset) % num_items
+        if _is_spare(state, item) and _may_hold(layer, state, item, expert):
+            _hold(layer, state, item, expert, control)
+            return
+
+
+@nb.njit(**OPTIONS)
 def search_layer(
     layer: Layer,
     expert_I: Array,
@@ -289,7 +353,7 @@ def search_layer(
     Parameters
     ----------
     kicks
-        Random swaps to make before the descent.
+        Random changes to make before the descent.
     tabu_iterations
         Best swaps to make after the descent, improving or not.
     tenure
@@ -304,9 +368,7 @@ def search_layer(
     state = new_state(layer, expert_I, device_I)
     control[WORK] += _move_work(layer, state) * layer.kind_D.size // 2
     for _ in range(kicks):
-        a, b = _random_below(random, expert_I.size), _random_below(random, expert_I.size)
-        if a != b and swap_allowed(layer, state, a, b):
-            apply_swap(layer, state, a, b)
+        _kick(layer, state, random, control)
     if layer.device_limit < np.inf:
         _repair_limit(layer, state, control)
     best = _settle(layer, state, random, control)
