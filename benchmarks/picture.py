@@ -22,8 +22,13 @@ def newest(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the last step-time row of each instance without spare slots, fitted on even windows."""
     chosen = {}
     for row in rows:
-        if row["objective"] == "step-time" and row["fit"] == "even" and row["spare_slots"] == 0:
-            chosen[str(row["instance"])] = row
+        if (
+            row["objective"] == "step-time"
+            and "ratio" in row
+            and row["fit"] == "even"
+            and row["spare_slots"] == 0
+        ):
+            chosen[f"{row['instance']}, {str(row['topology']).rpartition('x')[2]} GPUs"] = row
     return chosen
 
 
