@@ -27,7 +27,7 @@ def long_trace(num_tokens: int = 1000, **fields: Any) -> Trace:
 
 
 def test_loads_of_a_hand_checked_trace() -> None:
-    """Two windows of two tokens; the fifth token fills no window."""
+    """Two windows of two tokens; the fifth token fills no window and is kept as the tail."""
     trace = make_trace([[[0, 1]], [[0, 2]], [[3, 2]], [[2, 0]], [[1, 0]]])
     profile = build_profile(trace, window_tokens=2)
     assert profile.load_WLE.tolist() == [[[2, 1, 1, 0]], [[1, 0, 2, 1]]]
@@ -35,8 +35,9 @@ def test_loads_of_a_hand_checked_trace() -> None:
     assert profile.top_k == 2
     assert profile.experts_TLK is not None
     assert profile.window_of_token_T is not None
-    assert profile.experts_TLK.tolist() == trace.experts_TLK[:4].tolist()
-    assert profile.window_of_token_T.tolist() == [0, 0, 1, 1]
+    assert profile.experts_TLK.tolist() == trace.experts_TLK.tolist()
+    assert profile.window_of_token_T.tolist() == [0, 0, 1, 1, 2]
+    assert profile.tail_tokens == 1
     assert profile.home_T is None
 
 
