@@ -793,5 +793,5 @@ def saved_tokens(layer: Layer, state: State, expert: int, device: int) -> int:
         if state.expert_I[item] == expert:
             bits_N, twice_N = state.item_bits_IN[item], state.twice_JGN[0, state.device_I[item]]
             for n in range(once_N.size):
-                saved += _popcount(bits_N[n] & ~twice_N[n] & once_N[n])
+                saved += _popcount(bits_N[n] & ~twice_N[n] & once_N[n])  # type: ignore[call-arg]
     return saved

@@ -76,7 +76,9 @@ class _LayerSolution:
 def default_work_s(problem: PlacementProblem) -> float:
     """Choose the effort by size: some descents over `DEFAULT_SCENARIOS` scenarios, within limits."""
     updates = problem.num_layers * problem.num_slots**2 * DESCENT_WORK * DEFAULT_SCENARIOS
-    return float(np.clip(updates / WORK_PER_SECOND, LEAST_WORK_S, MOST_WORK_S))
+    work_s = float(np.clip(updates / WORK_PER_SECOND, LEAST_WORK_S, MOST_WORK_S))
+    # Replicas multiply the choices, and every move settles tokens anew.
+    return work_s if problem.num_slots == problem.num_experts else 3.0 * work_s
 
 
 def scenario_plan(problem: PlacementProblem, work_per_layer: float) -> ScenarioPlan:
@@ -103,6 +105,10 @@ def scenario_plan(problem: PlacementProblem, work_per_layer: float) -> ScenarioP
     )
 
 
+def _layers_are_coupled(problem: PlacementProblem) -> bool:
+    return problem.semantics is Semantics.STAY_PUT and problem.objective is not Objective.BALANCE
+
+
 class SearchSolver:
     """Local search of the exact objective over scenarios."""
 
@@ -119,13 +125,8 @@ class SearchSolver:
         start = greedy_placement(request.problem) if request.start is None else request.start
         request.problem.check_capacity(start)
         run = _Run(request, start)
-        if (
-            request.problem.semantics is Semantics.STAY_PUT
-            and request.problem.objective is not Objective.BALANCE
-        ):
-            placement = run.sweep_layers()
-        else:
-            placement = run.separate_layers()
+        coupled = _layers_are_coupled(request.problem)
+        placement = run.sweep_layers() if coupled else run.separate_layers()
         _check_limit(request, placement)
         return placement
 
@@ -160,7 +161,7 @@ class _Run:
         self.problem = request.problem
         spare = self.problem.num_slots - self.problem.num_experts
         self.max_replicas = min(self.problem.num_devices, 1 + spare)
-        if self.problem.semantics is Semantics.STAY_PUT:
+        if _layers_are_coupled(self.problem):
             # Where a stay-put token goes depends on where it is: replicas are left to other solvers.
             self.max_replicas = max(1, int(start.replicas_LE.max()))
         work_s = default_work_s(self.problem) if request.work_s is None else request.work_s
@@ -413,7 +414,8 @@ class _Run:
 
     def _homes(self) -> IntArray:
         profile = self.problem.profile
-        if profile.home_T is None:
+        # Hops count boundaries between layers; the way into the first one costs time alone.
+        if profile.home_T is None or self.problem.objective is Objective.TRAFFIC:
             return np.full(profile.num_sampled_tokens, -1, dtype=np.int64)
         return profile.home_T
 
