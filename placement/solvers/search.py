@@ -41,7 +41,7 @@ FloatArray = npt.NDArray[np.float64]
 WORK_PER_SECOND = 4.0e8
 """Scenario updates that one thread of a current server makes in a second (measured, rounded down)."""
 
-LEAST_WORK_S, MOST_WORK_S = 5.5, 60.0
+LEAST_WORK_S, MOST_WORK_S = 5.0, 60.0
 """Effort when none is asked for, in seconds of one thread: by the size of the problem, within these."""
 
 DEFAULT_SCENARIOS = 64
@@ -77,6 +77,9 @@ def default_work_s(problem: PlacementProblem) -> float:
     """Choose the effort by size: some descents over `DEFAULT_SCENARIOS` scenarios, within limits."""
     updates = problem.num_layers * problem.num_slots**2 * DESCENT_WORK * DEFAULT_SCENARIOS
     work_s = float(np.clip(updates / WORK_PER_SECOND, LEAST_WORK_S, MOST_WORK_S))
+    if problem.objective is Objective.TRAFFIC:
+        # One mixture of all scenarios: what is counted is dearer there than elsewhere.
+        work_s *= 0.6
     # Replicas multiply the choices, and every move settles tokens anew.
     return work_s if problem.num_slots == problem.num_experts else 3.0 * work_s
 
