@@ -1,4 +1,4 @@
-"""Lower bounds where they are easy to get wrong: odd slots, sampled tokens, one device, and bounds by hand."""
+"""Lower bounds where they are easy to get wrong: odd slots, sampled tokens, one device, bounds by hand."""
 
 from __future__ import annotations
 

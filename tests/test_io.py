@@ -1,4 +1,4 @@
-"""Tests of placement files: round trip, everything that a file can get wrong, and whole-or-nothing writing."""
+"""Placement files: round trip, everything that a file can get wrong, and whole-or-nothing writing."""
 
 from __future__ import annotations
 

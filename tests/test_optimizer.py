@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from instances import LINEAR, cluster, counts_only, random_placement, random_profile
@@ -54,7 +56,7 @@ def test_incumbents_are_told_as_they_come() -> None:
     solution = optimize(problem(), work_s=0.1, on_incumbent=seen.append, clock=lambda: float(next(ticks)))
     assert tuple(seen) == solution.incumbents
     assert [i.elapsed_s for i in seen] == sorted(i.elapsed_s for i in seen)
-    assert all(a.objective > b.objective for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a.objective > b.objective for a, b in itertools.pairwise(seen))
     assert (seen[-1].objective, seen[-1].solver) == (solution.objective, solution.solver)
     assert seen[-1].gap == solution.gap
     assert set(solution.candidates) == {*BASELINES, "search"}

@@ -22,7 +22,7 @@ def test_a_deadline_follows_its_clock() -> None:
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_a_deadline_needs_time(seconds: float) -> None:
     """No time at all is a slip of the pen."""
-    with pytest.raises(InputError, match="time limit is .*above 0"):
+    with pytest.raises(InputError, match=r"time limit is .*above 0"):
         Deadline(seconds)
 
 
