@@ -221,14 +221,15 @@ def placement_of(problem: PlacementProblem, rows: Sequence[Sequence[int]]) -> Pl
 
 
 def least_objective(problem: PlacementProblem) -> float:
-    """Return the optimum over all placements; by brute force, so for the tiniest problems only."""
+    """Return the optimum over all placements, infinite where none keeps the load limit; by brute force."""
     rows = list(every_row(problem.num_experts, problem.slots_D.tolist()))
     traffic = problem.objective is Objective.TRAFFIC
     if problem.semantics is Semantics.STAY_PUT and problem.objective is not Objective.BALANCE:
-        return min(_objectives(problem, itertools.product(rows, repeat=problem.num_layers)))
+        return min(_objectives(problem, itertools.product(rows, repeat=problem.num_layers)), default=np.inf)
     if traffic:
         one = [_one_layer(problem, layer) for layer in range(problem.num_layers)]
-        return float(np.mean([min(_objectives(part, ([row] for row in rows))) for part in one]))
+        best = [min(_objectives(part, ([row] for row in rows)), default=np.inf) for part in one]
+        return float(np.mean(best))
     cost_LWR = [_costs_of_rows(problem, layer, rows) for layer in range(problem.num_layers)]
     if problem.risk is Risk.MEAN:
         best_L = [cost_WR.mean(axis=0).min() for cost_WR in cost_LWR]
