@@ -188,7 +188,7 @@ def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[
 def _lines(solution: Solution, out: Path, elapsed_s: float) -> str:
     metrics = solution.breakdown.metrics
     lines = [
-        f"{solution.objective:.6g} {solution.breakdown.unit}, at most {solution.gap:.1%} above the best "
+        f"{solution.objective:.6g} {solution.breakdown.unit}, gap {solution.gap:.1%} "
         f"(bound {solution.lower_bound:.6g}), by {solution.solver} in {elapsed_s:.1f} s, "
         f"{solution.termination}"
     ]
