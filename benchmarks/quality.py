@@ -97,29 +97,24 @@ def measure(instance: Instance, *, objective: str, reverse: bool, spare_slots: i
     # The baselines know no load limit: they are solved for balance and scored on the objective.
     reference = optimize(_problem(instance, fit, "balance", spare_slots), solver=baseline)
     contiguous = optimize(_problem(instance, fit, "balance", spare_slots), solver="contiguous")
-    began_s = time.perf_counter()
-    try:
-        solution = optimize(problem, seed=SEED)
-    except InfeasibleError as exc:
-        return {
-            "instance": instance.name,
-            "window": instance.window,
-            "topology": instance.topology,
-            "spare_slots": spare_slots,
-            "objective": objective,
-            "fit": "odd" if reverse else "even",
-            "infeasible": str(exc),
-        }
-    elapsed_s = time.perf_counter() - began_s
-    base = _figure(objective, scorer.evaluate(reference.placement))
-    held_out = scorer.evaluate(solution.placement)
-    return {
+    case: dict[str, object] = {
         "instance": instance.name,
         "window": instance.window,
         "topology": instance.topology,
         "spare_slots": spare_slots,
         "objective": objective,
         "fit": "odd" if reverse else "even",
+    }
+    began_s = time.perf_counter()
+    try:
+        solution = optimize(problem, seed=SEED)
+    except InfeasibleError as exc:
+        return {**case, "infeasible": str(exc)}
+    elapsed_s = time.perf_counter() - began_s
+    base = _figure(objective, scorer.evaluate(reference.placement))
+    held_out = scorer.evaluate(solution.placement)
+    return {
+        **case,
         "baseline": baseline,
         "ratio": _figure(objective, held_out) / base,
         "contiguous_ratio": _figure(objective, scorer.evaluate(contiguous.placement)) / base,

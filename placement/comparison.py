@@ -205,6 +205,7 @@ def compare(
     held_model = CostModel(problem.with_profile(held_profile))
     results: list[PolicyResult] = []
     skipped: dict[str, str] = {}
+    bound: float | None = None
     for name, description, solver, its_problem in _policies(fit_problem):
         if only is not None and name not in only:
             continue
@@ -227,12 +228,15 @@ def compare(
                 raise
             skipped[name] = str(exc)
             continue
+        # A policy that solves the problem itself has been priced and bounded on it already.
+        own = its_problem is fit_problem
+        bound = solution.lower_bound if own else bound
         results.append(
             PolicyResult(
                 name=name,
                 description=description,
                 solution=solution,
-                fitted=fit_model.evaluate(solution.placement),
+                fitted=solution.breakdown if own else fit_model.evaluate(solution.placement),
                 held_out=held_model.evaluate(solution.placement),
             )
         )
@@ -240,6 +244,6 @@ def compare(
         problem=fit_problem,
         policies=tuple(results),
         skipped=skipped,
-        lower_bound=lower_bound(fit_model).value,
+        lower_bound=lower_bound(fit_model).value if bound is None else bound,
         num_held_out_windows=held_profile.num_windows,
     )
