@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from placement.bounds import LowerBound, lower_bound
+from placement.bounds import LowerBound, lower_bound, tighter
 from placement.cost import CostBreakdown, CostModel
 from placement.errors import InfeasibleError, InputError, NoPlacementFoundError
 from placement.plan import Placement
@@ -130,9 +130,13 @@ class _Portfolio:
         start = self.request.start
         if start is None and self.best is not None:
             start = self.best[0]
-        placement = solver.solve(replace(self.request, start=start, report=report))
+        placement = solver.solve(replace(self.request, start=start, report=report, prove=self._prove))
         self._offer(placement, name)
         self.stopped = self.stopped or self.request.stop()
+
+    def _prove(self, bound: LowerBound) -> None:
+        """Keep what a solver has proved where it is tighter than what is known."""
+        self.bound = tighter(self.request.problem, self.bound, bound)
 
     def _offer(self, placement: Placement, name: str) -> None:
         """Evaluate a placement and keep it if it is feasible and better."""

@@ -88,7 +88,7 @@ def test_traces_do_not_know_the_service(file: str) -> None:
 @pytest.mark.parametrize("file", [f for f in sources("placement") if not f.startswith(OUTER)])
 def test_only_cost_computes_objectives_below_solvers(file: str) -> None:
     """The cost model does not know the solvers, and bounds know neither solvers nor the optimizer."""
-    if file.startswith("placement/cost/") or file == "placement/bounds.py":
+    if file.startswith(("placement/cost/", "placement/bounds/")):
         assert not any(
             name.startswith(("placement.solvers", "placement.optimizer")) for name in imported(file)
         )

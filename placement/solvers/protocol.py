@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from placement.bounds import LowerBound
 from placement.cost import CostModel
 from placement.plan import Placement
 from placement.problem import PlacementProblem
@@ -16,6 +17,10 @@ __all__ = ["SolveRequest", "Solver"]
 
 def _ignore(placement: Placement, /) -> None:
     """Take no notice of an incumbent."""
+
+
+def _trust(bound: LowerBound, /) -> None:
+    """Take no notice of a proof."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +44,9 @@ class SolveRequest:
         A placement to start from; the result is never worse.
     report
         Called with every better placement.
+    prove
+        Called with every lower bound that the solver proves, in terms of the cost model's objective: a bound
+        of minus infinity for layers (or a value) that it says nothing of.
     """
 
     problem: PlacementProblem
@@ -49,6 +57,7 @@ class SolveRequest:
     work_s: float | None = None
     start: Placement | None = None
     report: Callable[[Placement], None] = _ignore
+    prove: Callable[[LowerBound], None] = _trust
 
 
 class Solver(Protocol):
