@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from placement.bounds import lower_bound
 from placement.cost import CostBreakdown, CostModel
@@ -20,7 +21,9 @@ from placement.problem import Objective, PlacementProblem, Risk, Semantics
 from placement.solution import Incumbent, Solution
 from placement.stopping import AnyOf, Deadline, Never, StoppingCriterion
 
-__all__ = ["Comparison", "PolicyResult", "compare"]
+__all__ = ["Comparison", "CrossValidation", "PolicyResult", "compare", "cross_validate"]
+
+FloatArray = npt.NDArray[np.float64]
 
 FEW_WINDOWS = 10
 """Below so many held-out windows a difference of a few percent may be noise."""
@@ -116,6 +119,59 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CrossValidation:
+    """The same comparison on several splits, every window held out exactly once.
+
+    Parameters
+    ----------
+    folds
+        One comparison for each split.
+    """
+
+    folds: tuple[Comparison, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Policies that have an answer in every fold, in order."""
+        answered = [{result.name for result in fold.policies} for fold in self.folds]
+        return tuple(r.name for r in self.folds[0].policies if all(r.name in names for names in answered))
+
+    def held_out(self, name: str) -> FloatArray:
+        """Held-out objective of a policy in each fold, ``[folds]``.
+
+        Raises
+        ------
+        InputError
+            If the policy has no answer in some fold.
+        """
+        return np.array([fold.policy(name).held_out.objective for fold in self.folds])
+
+    def change(self, name: str, other: str) -> FloatArray:
+        """Relative change of a policy's held-out objective against another's in each fold, ``[folds]``."""
+        before = self.held_out(other)
+        after = self.held_out(name)
+        return np.asarray(np.divide(after - before, before, out=np.zeros_like(after), where=before > 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "folds": len(self.folds),
+            "windows": sum(fold.num_held_out_windows for fold in self.folds),
+            "policies": [
+                {
+                    "name": name,
+                    "held_out": self.held_out(name).tolist(),
+                    "mean": float(self.held_out(name).mean()),
+                    "change_vs_contiguous": (
+                        self.change(name, "contiguous").tolist() if "contiguous" in self.names else None
+                    ),
+                }
+                for name in self.names
+            ],
+        }
+
+
 def _policy_dict(result: PolicyResult) -> dict[str, Any]:
     return {
         "name": result.name,
@@ -131,9 +187,7 @@ def _policy_dict(result: PolicyResult) -> dict[str, Any]:
     }
 
 
-def _window_cost(
-    problem: PlacementProblem, breakdown: CostBreakdown
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _window_cost(problem: PlacementProblem, breakdown: CostBreakdown) -> FloatArray:
     if problem.objective is Objective.STEP_TIME:
         return breakdown.step_W
     return np.asarray(breakdown.balance_WL.mean(axis=1))
@@ -172,8 +226,12 @@ def compare(
     on_policy: Callable[[str], None] = _ignore,
     on_incumbent: Callable[[Incumbent], None] = _ignore,
     only: Sequence[str] | None = None,
+    fold: int = 1,
+    folds: int = 2,
 ) -> Comparison:
-    """Fit every policy on the even windows of a problem's profile and score it on the odd ones.
+    """Fit every policy on some windows of a problem's profile and score it on the rest.
+
+    By default even windows are fitted and odd ones scored.
 
     Parameters
     ----------
@@ -189,17 +247,19 @@ def compare(
         Called when a policy begins, and at every incumbent of ``auto``.
     only
         Names of the policies to run; all by default.
+    fold, folds
+        Which windows are held out: every `folds`-th one from `fold` on.
 
     Raises
     ------
     InputError
-        If there is only one window.
+        If there are fewer windows than folds.
     InfeasibleError
         If ``auto`` has no answer.
     NoPlacementFoundError
         If `stop` ended ``auto`` before it had one.
     """
-    fit_profile, held_profile = problem.profile.split_alternate()
+    fit_profile, held_profile = problem.profile.split_fold(fold, folds=folds)
     fit_problem = problem.with_profile(fit_profile)
     fit_model = CostModel(fit_problem)
     held_model = CostModel(problem.with_profile(held_profile))
@@ -247,3 +307,22 @@ def compare(
         lower_bound=lower_bound(fit_model).value if bound is None else bound,
         num_held_out_windows=held_profile.num_windows,
     )
+
+
+def cross_validate(problem: PlacementProblem, *, folds: int = 2, **options: Any) -> CrossValidation:
+    """Compare every policy on as many splits as there are folds, so that every window is held out once.
+
+    Parameters
+    ----------
+    folds
+        Splits, 2 or more: each fits on the other folds' windows and scores on its own.
+    options
+        As for `compare`.
+
+    Raises
+    ------
+    InputError, InfeasibleError, NoPlacementFoundError
+        As `compare`.
+    """
+    compared = [compare(problem, fold=fold, folds=folds, **options) for fold in range(folds)]
+    return CrossValidation(folds=tuple(compared))

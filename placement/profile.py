@@ -184,13 +184,28 @@ class RoutingProfile:
         InputError
             If there are fewer than two windows.
         """
-        if self.num_windows < 2:
+        return self.split_fold(1, folds=2)
+
+    def split_fold(self, fold: int, *, folds: int) -> tuple[RoutingProfile, RoutingProfile]:
+        """Split into windows to fit on and windows to score on: every `folds`-th window from `fold` on.
+
+        Over all folds every window is held out exactly once.
+
+        Raises
+        ------
+        InputError
+            If there are fewer windows than folds, or no such fold.
+        """
+        if folds < 2 or not 0 <= fold < folds:
+            raise InputError(f"fold {fold} of {folds}; folds are 2 or more, counted from 0")
+        if self.num_windows < folds:
             raise InputError(
-                f"{self.num_windows} window cannot be split into fitted and held-out ones; "
-                "use a longer trace or a smaller --window"
+                f"{self.num_windows} window{'s' * (self.num_windows > 1)} cannot be split into {folds} parts "
+                "(fitted and held-out); use a longer trace or a smaller --window"
             )
         every = np.arange(self.num_windows)
-        return self.select_windows(every[::2]), self.select_windows(every[1::2])
+        held = every % folds == fold
+        return self.select_windows(every[~held]), self.select_windows(every[held])
 
     def transitions(self, layer: int) -> FloatArray:
         """Count tokens by their first expert in `layer` and in the next one, ``[experts, experts]``.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from instances import LINEAR, cluster, counts_only, random_profile
 
-from placement.comparison import compare
+from placement.comparison import compare, cross_validate
 from placement.cost import CostModel
 from placement.errors import InfeasibleError, InputError
 from placement.problem import PlacementProblem, make_problem
@@ -108,3 +108,31 @@ def test_one_window_cannot_be_compared() -> None:
     """There is nothing to hold out."""
     with pytest.raises(InputError, match="cannot be split"):
         compare(problem(PROFILE.select_windows([0])))
+
+
+def test_cross_validation_holds_every_window_out_once() -> None:
+    """The folds' held-out windows are all windows; the last of two folds is the plain comparison."""
+    whole = problem()
+    validation = cross_validate(whole, folds=2, work_s=0.02, only=["contiguous", "greedy", "auto"])
+    assert sum(fold.num_held_out_windows for fold in validation.folds) == whole.profile.num_windows
+    assert validation.names == ("contiguous", "greedy", "auto")
+    plain = compare(whole, work_s=0.02, only=["contiguous"])
+    assert validation.held_out("contiguous")[1] == plain.policy("contiguous").held_out.objective
+    np.testing.assert_array_equal(validation.change("greedy", "greedy"), [0.0, 0.0])
+    said = json.loads(json.dumps(validation.to_dict()))
+    assert said["windows"] == whole.profile.num_windows
+    assert said["policies"][2]["mean"] == pytest.approx(validation.held_out("auto").mean())
+
+
+def test_three_folds_split_windows_by_number() -> None:
+    """Fold 1 of 3 holds windows 1, 4, 7 out."""
+    fit, held = PROFILE.split_fold(1, folds=3)
+    np.testing.assert_array_equal(held.load_WLE, PROFILE.load_WLE[[1, 4, 7]])
+    np.testing.assert_array_equal(fit.load_WLE, PROFILE.load_WLE[[0, 2, 3, 5, 6, 8]])
+
+
+@pytest.mark.parametrize(("fold", "folds"), [(2, 2), (-1, 2), (0, 1), (0, 10)])
+def test_impossible_folds_are_refused(fold: int, folds: int) -> None:
+    """There are at least two folds, each with a window."""
+    with pytest.raises(InputError, match=r"folds are|cannot be split"):
+        PROFILE.split_fold(fold, folds=folds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ from placement.cli.inputs import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from placement.comparison import Comparison, PolicyResult
+    from placement.comparison import Comparison, CrossValidation, PolicyResult
 
 __all__ = ["compare"]
 
@@ -52,6 +52,15 @@ def compare(
     seed: SeedOption = 0,
     sample: SampleOption = None,
     source_format: FromOption = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds",
+            min=2,
+            help="Cross-validate: as many splits, every window held out once.",
+            show_default=False,
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Report with pictures to write.", show_default=False)
     ] = None,
@@ -64,6 +73,7 @@ def compare(
     from placement.cli.progress import cancel_on_interrupt, showing_progress
     from placement.cli.solve import WORK_SHARE
     from placement.comparison import compare as compare_policies
+    from placement.comparison import cross_validate
     from placement.io import dump_json
     from placement.stopping import Cancellation
 
@@ -83,16 +93,18 @@ def compare(
             sample=sample,
             source_format=source_format,
         ).problem()
-        comparison = compare_policies(
-            problem,
-            stop=cancellation,
-            time_limit_s=time_limit,
-            seed=seed,
-            threads=threads,
-            work_s=None if time_limit is None else WORK_SHARE * time_limit * threads,
-            on_policy=progress.task,
-            on_incumbent=progress.incumbent,
-        )
+        options: dict[str, Any] = {
+            "stop": cancellation,
+            "time_limit_s": time_limit,
+            "seed": seed,
+            "threads": threads,
+            "work_s": None if time_limit is None else WORK_SHARE * time_limit * threads,
+            "on_policy": progress.task,
+            "on_incumbent": progress.incumbent,
+        }
+        validation = None if folds is None else cross_validate(problem, folds=folds, **options)
+        # The last fold of two is the usual split: even windows fitted, odd ones scored.
+        comparison = compare_policies(problem, **options) if validation is None else validation.folds[-1]
         if html is not None:
             from placement import __version__
             from placement.report import write_report
@@ -109,12 +121,27 @@ def compare(
     if comparison.few_windows:
         warn(
             f"only {comparison.num_held_out_windows} held-out windows: differences of a few percent may be "
-            "noise"
+            "noise; use a longer trace or a smaller --window"
+            + (", or --folds to hold every window out once" if validation is None else "")
         )
     if json:
-        typer.echo(dump_json(comparison.to_dict()))
+        folded = {} if validation is None else {"cross_validation": validation.to_dict()}
+        typer.echo(dump_json({**comparison.to_dict(), **folded}))
     else:
         _print_table(comparison)
+        if validation is not None:
+            typer.echo(_folds_line(validation))
+
+
+def _folds_line(validation: CrossValidation) -> str:
+    """Say how auto does against the best baseline in every fold."""
+    rivals = [name for name in ("contiguous", "greedy", "eplb") if name in validation.names]
+    best = min(rivals, key=lambda name: float(validation.held_out(name).mean()))
+    change = validation.change("auto", best)
+    return (
+        f"cross-validated over {len(validation.folds)} folds: auto against {best} {change.mean():+.1%} "
+        f"({', '.join(f'{value:+.1%}' for value in change)})"
+    )
 
 
 def _print_table(comparison: Comparison) -> None:
