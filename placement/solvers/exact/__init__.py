@@ -1,0 +1,1 @@
+"""Proved optima where a layer's placements can be enumerated."""
