@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import LINEAR, cluster, least_objective, measured, model_for, random_profile
 
-from placement.bounds import lower_bound, most_inside
+from placement.bounds import lower_bound
 from placement.calibration import Calibration, DataSheetCalibration, LinearCalibration
 from placement.cost import CostModel
 from placement.problem import Objective, PlacementProblem, Risk, Semantics, make_problem
@@ -162,18 +162,3 @@ def test_hops_are_bounded_by_the_strongest_transitions() -> None:
     # Of three transitions two can stay where an expert's device holds two of the next layer.
     assert lower_bound(CostModel(problem)).value == pytest.approx(1 / 3)
     assert least_objective(problem) == pytest.approx(1 / 3)
-
-
-@given(seed=st.integers(0, 10_000), groups=st.integers(1, 4), slots=st.integers(1, 3))
-def test_nothing_kept_inside_exceeds_the_bound(seed: int, groups: int, slots: int) -> None:
-    """Random partitions into groups of at most the slots, full or not."""
-    rng = np.random.default_rng(seed)
-    experts = int(rng.integers(max(2, (groups - 1) * slots), groups * slots + 1)) if groups * slots > 1 else 1
-    experts = min(experts, groups * slots)
-    matrix = rng.gamma(0.3, size=(experts, experts))
-    matrix = np.triu(matrix, 1) + np.triu(matrix, 1).T
-    bound = most_inside(matrix, num_groups=groups, slots=slots)
-    for _ in range(20):
-        group_E = np.repeat(np.arange(groups), slots)[rng.permutation(groups * slots)[:experts]]
-        together = (group_E[:, None] == group_E) & ~np.eye(experts, dtype=bool)
-        assert (matrix * together).sum() / 2 <= bound * (1 + 1e-12) + 1e-12

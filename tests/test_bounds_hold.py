@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from instances import LINEAR, cluster, counts_only, least_objective, model_for, random_profile
 
-from placement.bounds import lower_bound, most_inside
+from placement.bounds import lower_bound
 from placement.calibration import DataSheetCalibration
 from placement.cost import CostModel
 from placement.errors import InfeasibleError
@@ -54,22 +54,6 @@ def test_the_bound_is_met_where_it_must_be() -> None:
     problem = make_problem(level, cluster([0, 0]), calibration=LINEAR, objective="balance")
     assert lower_bound(CostModel(problem)).value == pytest.approx(1.0)
     assert least_objective(problem) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_co_activation_kept_inside_is_bounded(seed: int) -> None:
-    """No partition of six experts into equal parts keeps more pairs inside than the bound says."""
-    import itertools
-
-    rng = np.random.default_rng(seed)
-    matrix = rng.integers(0, 20, (6, 6)).astype(np.float64)
-    matrix = np.triu(matrix, 1) + np.triu(matrix, 1).T
-    groups, slots = (2, 3) if seed % 2 else (3, 2)
-    best = 0.0
-    for order in itertools.permutations(range(6)):
-        parts = [order[g * slots : (g + 1) * slots] for g in range(groups)]
-        best = max(best, sum(matrix[a, b] for p in parts for a, b in itertools.combinations(p, 2)))
-    assert best <= most_inside(matrix, num_groups=groups, slots=slots) * (1 + 1e-9)
 
 
 def test_infeasible_slots_name_the_numbers() -> None:

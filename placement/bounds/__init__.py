@@ -1,7 +1,6 @@
 """Lower bounds on the objective that no placement can beat, computed without any solver."""
 
 from placement.bounds.combined import lower_bound
-from placement.bounds.inside import most_inside
-from placement.bounds.value import LowerBound, tighter
+from placement.bounds.value import LowerBound, layer_gaps, tighter
 
-__all__ = ["LowerBound", "lower_bound", "most_inside", "tighter"]
+__all__ = ["LowerBound", "layer_gaps", "lower_bound", "tighter"]

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from placement.cost import CostBreakdown
+from placement.errors import InputError
 from placement.problem import Objective, PlacementProblem, Risk
 
-__all__ = ["LowerBound", "tighter"]
+__all__ = ["LowerBound", "layer_gaps", "tighter"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -46,3 +48,28 @@ def tighter(problem: PlacementProblem, first: LowerBound, second: LowerBound) ->
         summed = layer_L.sum() if problem.objective is Objective.STEP_TIME else layer_L.mean()
         value = max(value, float(summed))
     return LowerBound(value=value, layer_L=layer_L)
+
+
+def layer_gaps(problem: PlacementProblem, breakdown: CostBreakdown, bound: LowerBound) -> FloatArray:
+    """Return each layer's gap, (its mean over windows - its bound) / its mean, ``[layers]``.
+
+    Parameters
+    ----------
+    breakdown
+        Evaluation of some placement.
+    bound
+        Bound on the same problem.
+
+    Raises
+    ------
+    InputError
+        For the traffic objective, which evaluations do not take apart by layers.
+    """
+    if problem.objective is Objective.TRAFFIC:
+        raise InputError("an evaluation counts traffic over all layers; there are no gaps of single layers")
+    if problem.objective is Objective.BALANCE:
+        mean_L = breakdown.balance_WL.mean(axis=0)
+    else:
+        mean_L = (breakdown.experts_WL + breakdown.dispatch_WL + breakdown.combine_WL).mean(axis=0)
+    above_L = np.maximum(mean_L - bound.layer_L, 0.0)
+    return np.asarray(np.divide(above_L, mean_L, out=np.zeros_like(mean_L), where=mean_L > 0))
