@@ -20,7 +20,7 @@ from placement.plan import Placement, equal_slots
 from placement.profile import RoutingProfile
 from placement.topology import Topology
 
-__all__ = ["Objective", "PlacementProblem", "Risk", "Semantics", "make_problem"]
+__all__ = ["Objective", "PlacementProblem", "ReplicaSplit", "Risk", "Semantics", "make_problem"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -55,6 +55,19 @@ class Objective(StrEnum):
     """Fanout (dispatch) or hops (stay-put), subject to `max_imbalance`."""
 
 
+class ReplicaSplit(StrEnum):
+    """How the engine spreads an expert's tokens over its replicas; `placement.cost.split` says exactly."""
+
+    EVEN = "even"
+    """Loads are shared evenly; a token reads a replica where it already goes, else the first one."""
+    NEAREST = "nearest"
+    """The replica on the token's home device, else one on its home node (SGLang's static dispatch)."""
+    HASH = "hash"
+    """One hash of the token's index picks the replica of all of its experts (vLLM)."""
+    LP = "lp"
+    """In every window the split that makes the fullest device as light as can be (DeepSeek's LPLB)."""
+
+
 class Risk(StrEnum):
     """How windows are summarised."""
 
@@ -86,6 +99,8 @@ class PlacementProblem:
         Slots that a placement may fill, ``[slots]``, in device order.
     semantics, objective, risk, calibration
         What costs, and what is minimised.
+    replica_split
+        How the engine spreads an expert's tokens over its replicas.
     max_imbalance
         For the traffic objective: largest allowed fullest device / mean device of each layer's summed
         load, 1 or more.
@@ -104,16 +119,20 @@ class PlacementProblem:
     objective: Objective = Objective.STEP_TIME
     risk: Risk = Risk.MEAN
     calibration: Calibration = DATA_SHEET
+    replica_split: ReplicaSplit = ReplicaSplit.EVEN
     max_imbalance: float = 1.05
 
     def __post_init__(self) -> None:
         slots = np.sort(np.asarray(self.device_of_slot_S, dtype=np.int64))
         slots.setflags(write=False)
         object.__setattr__(self, "device_of_slot_S", slots)
+        # A plain string would pass for a split that it is not: the compiled loops go by identity.
+        object.__setattr__(self, "replica_split", _choice(ReplicaSplit, self.replica_split, "replica split"))
         if not (np.isfinite(self.max_imbalance) and self.max_imbalance >= 1):
             raise InputError(f"max_imbalance is {self.max_imbalance}; it must be 1 or more")
         self._check_traffic()
         self._check_homes()
+        self._check_split()
         if self.model is not None:
             _check_model(self.model, self.profile)
 
@@ -142,6 +161,18 @@ class PlacementProblem:
         if home_T is not None and int(home_T.max()) >= self.num_devices:
             raise InputError(
                 f"tokens of the trace live on device {int(home_T.max())}, the topology has {self.num_devices}"
+            )
+
+    def _check_split(self) -> None:
+        if self.replica_split is ReplicaSplit.NEAREST and self.profile.home_T is None:
+            raise InputError(
+                "replica split nearest goes by the tokens' home devices, and the trace knows none; "
+                "use --replica-split even, hash or lp"
+            )
+        if self.replica_split is ReplicaSplit.HASH and self.profile.num_sampled_tokens == 0:
+            raise InputError(
+                "replica split hash goes by the tokens, and the trace has expert counts only; "
+                "use --replica-split even or lp"
             )
 
     @property
@@ -242,6 +273,25 @@ def _slots(profile: RoutingProfile, topology: Topology, spare_slots: int) -> Int
     return np.repeat(np.arange(topology.num_devices, dtype=np.int64), limits_D)
 
 
+def _slots_from_memory(model: ModelShape | None, profile: RoutingProfile, topology: Topology) -> IntArray:
+    """Device of each slot when every device takes the experts that its memory holds, each at most once."""
+    if model is None:
+        raise InputError(
+            "slots follow from memory only where the model's sizes are known; name it with --model"
+        )
+    copy_bytes = model.num_layers * model.bytes_per_expert()
+    fits_D = topology.expert_memory_bytes_D // copy_bytes
+    slots_D = np.minimum(fits_D, profile.num_experts).astype(np.int64)
+    missing = profile.num_experts - int(slots_D.sum())
+    if missing > 0:
+        raise InfeasibleError(
+            f"memory holds {int(slots_D.sum())} of {profile.num_experts} experts per layer: one expert in "
+            f"all {model.num_layers} layers of {model.name} ({model.weight_dtype}) takes "
+            f"{copy_bytes / GIB:.2f} GiB; {missing} experts are missing, {missing * copy_bytes / GIB:.1f} GiB"
+        )
+    return np.repeat(np.arange(topology.num_devices, dtype=np.int64), slots_D)
+
+
 def _check_memory(model: ModelShape, topology: Topology, slots_D: IntArray) -> None:
     # Weights only: what attention, caches and activations need is the caller's to take off memory_gib.
     need_D = slots_D * float(model.num_layers * model.bytes_per_expert())
@@ -256,12 +306,12 @@ def _check_memory(model: ModelShape, topology: Topology, slots_D: IntArray) -> N
         )
 
 
-def _choice(kind: type[_Choice], name: str) -> _Choice:
+def _choice(kind: type[_Choice], name: str, what: str) -> _Choice:
     try:
         return kind(name)
     except ValueError as exc:
         known = [str(choice) for choice in kind]
-        raise InputError(f"unknown {kind.__name__.lower()} {name!r}; {did_you_mean(name, known)}") from exc
+        raise InputError(f"unknown {what} {name!r}; {did_you_mean(name, known)}") from exc
 
 
 def make_problem(
@@ -273,7 +323,9 @@ def make_problem(
     objective: Objective | str = Objective.STEP_TIME,
     risk: Risk | str = Risk.MEAN,
     calibration: Calibration | None = None,
+    replica_split: ReplicaSplit | str = ReplicaSplit.EVEN,
     spare_slots: int = 0,
+    slots_from_memory: bool = False,
     max_imbalance: float = 1.05,
     device_of_slot_S: IntArray | None = None,
 ) -> PlacementProblem:
@@ -284,6 +336,10 @@ def make_problem(
     spare_slots
         Slots per layer beyond one per expert, over all devices; replicas fill them or they stay empty.
         Ignored where the topology names each device's slots.
+    slots_from_memory
+        Give every device as many slots as its memory holds experts over all layers, at most one per expert;
+        devices of different memory get different numbers. Needs `model`, goes without `spare_slots`, and is
+        ignored where the topology names each device's slots.
     device_of_slot_S
         Slots to use instead, ``[slots]``: those of a placement that is to be evaluated.
 
@@ -296,7 +352,16 @@ def make_problem(
     """
     if spare_slots < 0:
         raise InputError(f"spare_slots is {spare_slots}; it must be 0 or more")
-    slots = _slots(profile, topology, spare_slots) if device_of_slot_S is None else device_of_slot_S
+    if slots_from_memory and spare_slots:
+        raise InputError(
+            f"spare_slots is {spare_slots}, and slots_from_memory fills the memory already; leave one out"
+        )
+    if device_of_slot_S is not None:
+        slots = device_of_slot_S
+    elif slots_from_memory and topology.slots_D is None:
+        slots = _slots_from_memory(model, profile, topology)
+    else:
+        slots = _slots(profile, topology, spare_slots)
     if slots.max() >= topology.num_devices:
         raise InputError(
             f"the placement has slots on {int(slots.max()) + 1} devices, the topology {topology.num_devices}"
@@ -309,10 +374,11 @@ def make_problem(
         topology=topology,
         device_of_slot_S=slots,
         model=model,
-        semantics=_choice(Semantics, semantics),
-        objective=_choice(Objective, objective),
-        risk=_choice(Risk, risk),
+        semantics=_choice(Semantics, semantics, "semantics"),
+        objective=_choice(Objective, objective, "objective"),
+        risk=_choice(Risk, risk, "risk"),
         calibration=DataSheetCalibration() if calibration is None else calibration,
+        replica_split=_choice(ReplicaSplit, replica_split, "replica split"),
         max_imbalance=max_imbalance,
     )
     if problem.objective is Objective.STEP_TIME:

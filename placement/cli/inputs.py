@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationOption",
+    "FillMemoryOption",
     "FromOption",
     "JsonOption",
     "MaxImbalanceOption",
     "ModelOption",
     "ObjectiveOption",
     "ProblemInputs",
+    "ReplicaSplitOption",
     "RiskOption",
     "SampleOption",
     "SeedOption",
@@ -76,6 +78,16 @@ WindowOption = Annotated[
 ]
 SpareSlotsOption = Annotated[
     int, typer.Option("--spare-slots", help="Slots per layer beyond one per expert, over all devices.")
+]
+FillMemoryOption = Annotated[
+    bool,
+    typer.Option("--fill-memory", help="As many slots on each device as its memory holds experts."),
+]
+ReplicaSplitOption = Annotated[
+    str,
+    typer.Option(
+        "--replica-split", help="How the engine spreads tokens over replicas: even, nearest, hash or lp."
+    ),
 ]
 MaxImbalanceOption = Annotated[
     float,
@@ -133,6 +145,8 @@ class ProblemInputs:
     objective: str = "step-time"
     window: int | None = None
     spare_slots: int = 0
+    fill_memory: bool = False
+    replica_split: str = "even"
     max_imbalance: float = 1.05
     risk: str = "mean"
     calibration: Path | None = None
@@ -150,7 +164,7 @@ class ProblemInputs:
             Slots of a given placement; otherwise they follow from topology and spare slots.
         """
         from placement.calibration import DataSheetCalibration, read_calibration
-        from placement.problem import Objective, Risk, Semantics, make_problem
+        from placement.problem import Objective, ReplicaSplit, Risk, Semantics, make_problem
         from placement.topology import parse_topology
         from traces.readers import read_trace
         from traces.statistics import build_profile
@@ -159,6 +173,7 @@ class ProblemInputs:
             "semantics": _choice(Semantics, self.semantics, "--semantics"),
             "objective": _choice(Objective, self.objective, "--objective"),
             "risk": _choice(Risk, self.risk, "--risk"),
+            "replica_split": _choice(ReplicaSplit, self.replica_split, "--replica-split"),
         }
         topology = parse_topology(self.topology)
         calibration = (
@@ -178,6 +193,7 @@ class ProblemInputs:
             model=model,
             calibration=calibration,
             spare_slots=self.spare_slots,
+            slots_from_memory=self.fill_memory,
             max_imbalance=self.max_imbalance,
             device_of_slot_S=device_of_slot_S,
             **choices,

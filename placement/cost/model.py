@@ -6,7 +6,8 @@ experts, combine. A phase takes as long as its fullest device (experts) or its f
     step(window) = sum over layers of  max_d sum_{e on d} t_e(load / replicas)
                    + max_link dispatch(volume) + max_link combine(volume)
 
-Attention and everything else that no placement changes is left out.
+Attention and everything else that no placement changes is left out. Loads and volumes follow from the
+problem's replica split: even, or as the engine realises it (`placement.cost.split`).
 
 Shape letters: W windows, L layers, E experts, D devices, G groups, J links, T tokens, K top-k.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +24,21 @@ import numpy.typing as npt
 from placement.calibration import PiecewiseLinear
 from placement.cost.breakdown import CostBreakdown, Metrics, ratio_to_mean
 from placement.cost.links import Link, links_of
+from placement.cost.split import (
+    LayerSplit,
+    SplitRule,
+    device_costs,
+    device_loads,
+    needs_split,
+    number_replicas,
+)
 from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem, Semantics
 from placement.profile import RoutingProfile
 
 __all__ = ["CostModel"]
 
+Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -40,6 +51,10 @@ class _Exchange:
     fanout: float | None = None
     node_fanout: float | None = None
     hops: float | None = None
+
+
+Splits = tuple[LayerSplit, ...]
+"""How each layer's tokens spread over replicas, where the split is not even."""
 
 
 class CostModel:
@@ -78,9 +93,10 @@ class CostModel:
         """
         problem = self.problem
         problem.check_placement(placement)
-        load_WLD = self._load_WLD(placement)
-        experts_WLD = self._experts_WLD(placement)
-        exchange = self._exchange(placement)
+        splits = self._splits(placement)
+        load_WLD = self._load_WLD(placement, splits)
+        experts_WLD = self._experts_WLD(placement, splits)
+        exchange = self._exchange(placement, splits)
         dispatch_WL, combine_WL, bottleneck_L = self._exchange_times(exchange.volume_LJWG)
         experts_WL = experts_WLD.max(axis=2)
         metrics = self._metrics(placement, load_WLD, exchange)
@@ -114,13 +130,37 @@ class CostModel:
         assert traffic is not None  # PlacementProblem requires tokens for the traffic objective
         return traffic
 
-    def _load_WLD(self, placement: Placement) -> FloatArray:
+    @cached_property
+    def split_rule(self) -> SplitRule:
+        """How tokens choose replicas; for splits other than even."""
+        return SplitRule.of(self.problem)
+
+    def _splits(self, placement: Placement) -> Splits | None:
+        """Spread every layer's tokens over replicas; None where they are shared evenly."""
+        if not needs_split(self.problem, placement):
+            return None
+        slots = placement.device_of_slot_S
+        return tuple(
+            self.split_rule.layer(layer, number_replicas(row_S, slots, placement.num_experts))
+            for layer, row_S in enumerate(placement.physical_to_logical_map_LS)
+        )
+
+    def _load_WLD(self, placement: Placement, splits: Splits | None) -> FloatArray:
+        if splits is not None:
+            loads = self.problem.profile.load_WLE.transpose(1, 0, 2)
+            devices = self.problem.num_devices
+            pairs = zip(loads, splits, strict=True)
+            return np.stack([device_loads(load, split, num_devices=devices) for load, split in pairs], axis=1)
         share_LED = placement.count_LED / placement.replicas_LE[:, :, None]
         load_LWD = np.matmul(self.problem.profile.load_WLE.transpose(1, 0, 2), share_LED)
         return np.ascontiguousarray(load_LWD.transpose(1, 0, 2))
 
-    def _experts_WLD(self, placement: Placement) -> FloatArray:
+    def _experts_WLD(self, placement: Placement, splits: Splits | None) -> FloatArray:
         profile, topology = self.problem.profile, self.problem.topology
+        if splits is not None:
+            kinds, curves = topology.kind_of_device_D, self.expert_curves
+            pairs = zip(profile.load_WLE.transpose(1, 0, 2), splits, strict=True)
+            return np.stack([device_costs(load, split, curves, kinds) for load, split in pairs], axis=1)
         experts_WLD = np.full((profile.num_windows, profile.num_layers, topology.num_devices), np.nan)
         per_replica_WLE = profile.load_WLE / placement.replicas_LE
         for kind, curve in enumerate(self.expert_curves):
@@ -130,18 +170,18 @@ class CostModel:
             experts_WLD[:, :, devices] = np.matmul(cost_LWE, count_LED).transpose(1, 0, 2)
         return experts_WLD
 
-    def _exchange(self, placement: Placement) -> _Exchange:
+    def _exchange(self, placement: Placement, splits: Splits | None) -> _Exchange:
         profile, semantics = self.problem.profile, self.problem.semantics
         if profile.num_sampled_tokens == 0:
-            return _Exchange(volume_LJWG=self._volume_without_tokens(placement))
-        touched = self._touch(placement)
+            return _Exchange(volume_LJWG=self._volume_without_tokens(placement, splits))
+        touched = self._touch(placement, splits)
         walked = self._walk(placement)
         if semantics is Semantics.DISPATCH:
             volume_LJWG = touched.volume_LJWG
         elif semantics is Semantics.STAY_PUT:
             volume_LJWG = walked.volume_LJWG
         else:
-            volume_LJWG = self._volume_without_tokens(placement)
+            volume_LJWG = self._volume_without_tokens(placement, splits)
         return _Exchange(
             volume_LJWG=volume_LJWG,
             fanout=touched.fanout,
@@ -149,7 +189,7 @@ class CostModel:
             hops=walked.hops,
         )
 
-    def _volume_without_tokens(self, placement: Placement) -> FloatArray:
+    def _volume_without_tokens(self, placement: Placement, splits: Splits | None) -> FloatArray:
         """Received volumes that follow from loads alone; NaN where they do not."""
         profile, semantics = self.problem.profile, self.problem.semantics
         volume_LJWG = np.full(self._volume_shape(), np.nan)
@@ -158,12 +198,16 @@ class CostModel:
             if semantics is Semantics.ALLGATHER:
                 volume_LJWG[:, j, :, groups] = profile.window_tokens_W[:, None] * link.enter_HG[0]
             elif semantics is Semantics.DISPATCH_NODEDUP:
-                volume_LJWG[:, j, :, groups] = self._pairs_entering(placement, link)
+                volume_LJWG[:, j, :, groups] = self._pairs_entering(placement, splits, link)
         return volume_LJWG
 
-    def _pairs_entering(self, placement: Placement, link: Link) -> FloatArray:
+    def _pairs_entering(self, placement: Placement, splits: Splits | None, link: Link) -> FloatArray:
         """Pairs that enter each device over a link, ``[layers, windows, devices]``."""
         profile = self.problem.profile
+        if profile.home_T is None and splits is not None:
+            return np.asarray(self._load_WLD(placement, splits).transpose(1, 0, 2) * link.enter_HG[0])
+        if splits is not None:
+            return np.stack([self._split_pairs(layer, split, link) for layer, split in enumerate(splits)])
         share_LED = placement.count_LED / placement.replicas_LE[:, :, None]
         if profile.home_T is None:
             loads = np.matmul(profile.load_WLE.transpose(1, 0, 2), share_LED)
@@ -174,12 +218,35 @@ class CostModel:
             pairs[layer] = np.einsum("whe,ed,hd->wd", home_load_WHE, share_LED[layer], link.enter_HG)
         return pairs
 
+    def _split_pairs(self, layer: int, split: LayerSplit, link: Link) -> FloatArray:
+        """Pairs of tokens with homes that enter each device in one layer, ``[windows, devices]``."""
+        from placement.cost.split_kernels import count_pairs
+
+        profile = self.problem.profile
+        window_T, home_row_T = _token_rows(profile)
+        assert profile.experts_TLK is not None
+        pairs_WD = np.zeros((profile.num_windows + 1, self.problem.num_devices))
+        count_pairs(
+            np.ascontiguousarray(profile.experts_TLK[:, layer]),
+            window_T,
+            home_row_T,
+            split.hash_T,
+            split.row_T,
+            split.share_REX,
+            split.replicas.replica_EX,
+            split.replicas.replicas_E,
+            link.enter_HG,
+            pairs_WD,
+        )
+        return np.asarray((pairs_WD * _weight_per_window(profile)[:, None])[:-1])
+
     def _volume_shape(self) -> tuple[int, int, int, int]:
         profile = self.problem.profile
         widest = max((link.num_groups for link in self.links), default=1)
         return profile.num_layers, len(self.links), profile.num_windows, widest
 
-    def _padded_links(self) -> tuple[IntArray, FloatArray]:
+    @cached_property
+    def padded_links(self) -> tuple[IntArray, FloatArray]:
         """Groups and entering volumes of all links, then of devices and nodes to count fanout."""
         problem = self.problem
         num_devices = problem.num_devices
@@ -190,37 +257,82 @@ class CostModel:
             enter_JHG[j, :, : link.num_groups] = link.enter_HG
         return np.stack(groups), enter_JHG
 
-    def _touch(self, placement: Placement) -> _Exchange:
-        from placement.cost.kernels import count_touches
-
+    def _touch(self, placement: Placement, splits: Splits | None) -> _Exchange:
         profile = self.problem.profile
-        window_T, home_row_T = _token_rows(profile)
-        assert profile.experts_TLK is not None
-        group_JD, enter_JHG = self._padded_links()
+        group_JD, enter_JHG = self.padded_links
         num_links, num_windows = len(self.links), profile.num_windows
         volume_LJWG = np.full(self._volume_shape(), np.nan)
-        fanout_JW = np.zeros((num_links + 2, num_windows + 1), dtype=np.int64)
+        # Without a split touches are whole numbers, and counted as such.
+        fanout_JW = np.zeros(
+            (num_links + 2, num_windows + 1), dtype=np.int64 if splits is None else np.float64
+        )
         for layer in range(profile.num_layers):
             volume_JWG = np.zeros((num_links + 2, num_windows + 1, self.problem.num_devices))
-            count_touches(
-                np.ascontiguousarray(profile.experts_TLK[:, layer]),
-                window_T,
-                home_row_T,
-                placement.first_device_LE[layer],
-                placement.replicas_LE[layer],
-                placement.count_LED[layer],
-                group_JD,
-                enter_JHG,
-                fanout_JW,
-                volume_JWG,
-            )
+            counted = (group_JD, enter_JHG, fanout_JW, volume_JWG)
+            if splits is None:
+                self._count_touches(placement, layer, counted)
+            else:
+                self.add_split_touches(splits[layer], layer, counted)
             self._store_volumes(volume_LJWG[layer], volume_JWG)
-        weight_W = _weight_per_window(profile)
-        touches = fanout_JW @ weight_W / (float(profile.token_weight_T.sum()) * profile.num_layers)
+        touches = self.touches_per_token(fanout_JW) / profile.num_layers
         return _Exchange(
             volume_LJWG=volume_LJWG,
             fanout=float(touches[num_links]),
             node_fanout=float(touches[num_links + 1]) if self.problem.topology.num_nodes > 1 else None,
+        )
+
+    def touches_per_token(self, touches_JW: Array) -> FloatArray:
+        """Mean groups that a token touches, from counts by window: of every link, then devices and nodes."""
+        weight_W = _weight_per_window(self.problem.profile)
+        return np.asarray(touches_JW @ weight_W / float(self.problem.profile.token_weight_T.sum()))
+
+    def _count_touches(self, placement: Placement, layer: int, counted: tuple[Array, ...]) -> None:
+        from placement.cost.kernels import count_touches
+
+        profile = self.problem.profile
+        assert profile.experts_TLK is not None
+        count_touches(
+            np.ascontiguousarray(profile.experts_TLK[:, layer]),
+            *_token_rows(profile),
+            placement.first_device_LE[layer],
+            placement.replicas_LE[layer],
+            placement.count_LED[layer],
+            *counted,
+        )
+
+    def add_split_touches(
+        self,
+        split: LayerSplit,
+        layer: int,
+        counted: tuple[Array, ...],
+        *,
+        token_N: IntArray | None = None,
+        sign: float = 1.0,
+    ) -> None:
+        """Count what tokens touch in a layer under a split.
+
+        Parameters
+        ----------
+        counted
+            Groups and entering volumes of the links, and the counts of touches and volumes to add to.
+        token_N, sign
+            Sampled tokens to count, all by default, and what to count them by.
+        """
+        from placement.cost.split_kernels import count_split_touches
+
+        profile = self.problem.profile
+        assert profile.experts_TLK is not None
+        count_split_touches(
+            np.arange(profile.num_sampled_tokens) if token_N is None else token_N,
+            sign,
+            np.ascontiguousarray(profile.experts_TLK[:, layer]),
+            *_token_rows(profile),
+            split.hash_T,
+            split.row_T,
+            split.share_REX,
+            split.replicas.replica_EX,
+            split.replicas.replicas_E,
+            *counted,
         )
 
     def _store_volumes(self, out_JWG: FloatArray, volume_JWG: FloatArray) -> None:
@@ -234,11 +346,12 @@ class CostModel:
         profile = self.problem.profile
         window_T, home_row_T = _token_rows(profile)
         assert profile.experts_TLK is not None
-        group_JD, enter_JHG = self._padded_links()
+        group_JD, enter_JHG = self.padded_links
         num_layers, num_windows = profile.num_layers, profile.num_windows
         raw_LJWG = np.zeros((num_layers, len(group_JD), num_windows + 1, self.problem.num_devices))
         # Hops are counted per window on the device pseudo-link, whose entering volume is one token.
         device_link = len(self.links)
+        enter_JHG = enter_JHG.copy()
         enter_JHG[device_link] = 1.0
         walk_tokens(
             np.ascontiguousarray(profile.experts_TLK[:, :, 0]),
@@ -258,6 +371,13 @@ class CostModel:
         return _Exchange(
             volume_LJWG=volume_LJWG, hops=float(arrivals_W @ _weight_per_window(profile)) / boundaries
         )
+
+    def exchange_cost(self, volume_JWG: FloatArray) -> FloatArray:
+        """Cost of dispatch and combine in each window, from counted volumes of one layer, ``[windows]``."""
+        volume_LJWG = np.full((1, *self._volume_shape()[1:]), np.nan)
+        self._store_volumes(volume_LJWG[0], volume_JWG)
+        dispatch_WL, combine_WL, _ = self._exchange_times(volume_LJWG)
+        return np.asarray((dispatch_WL + combine_WL)[:, 0])
 
     def _exchange_times(self, volume_LJWG: FloatArray) -> tuple[FloatArray, FloatArray, tuple[str, ...]]:
         profile = self.problem.profile

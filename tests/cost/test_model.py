@@ -18,7 +18,7 @@ from instances import (
     random_placement,
     random_profile,
 )
-from reference import RefLink, Seconds, step_parts
+from reference import OVERLAP, expert_seconds, reference_links, step_parts
 
 from placement.calibration import DataSheetCalibration, LinearCalibration
 from placement.cost import CostModel
@@ -27,47 +27,6 @@ from placement.model import ModelShape
 from placement.plan import Placement
 from placement.problem import PlacementProblem, Risk, Semantics, make_problem
 from placement.profile import RoutingProfile
-
-OVERLAP = 0.25
-
-
-def expert_seconds(problem: PlacementProblem) -> list[Seconds]:
-    """The roofline of one expert, for each device."""
-    model = problem.model
-    assert model is not None
-
-    def roofline(device: int) -> Seconds:
-        kind = problem.topology.kind_of(device)
-        token_s = model.flops_per_pair / kind.achieved_flops
-        read_s = model.bytes_per_expert() / (kind.memory_bandwidth * 0.8)
-        first = min(1.0, read_s / token_s / 2)
-        return lambda tokens: read_s * tokens / first if tokens < first else max(read_s, tokens * token_s)
-
-    return [roofline(device) for device in range(problem.num_devices)]
-
-
-def reference_links(problem: PlacementProblem) -> list[RefLink]:
-    """Latency and bytes over bandwidth of each tier: 1 byte per element out, 2 back, a quarter hidden."""
-    model = problem.model
-    assert model is not None
-    inner = [range(problem.num_devices), *(tier.group_D.tolist() for tier in problem.topology.tiers)]
-
-    def seconds(tier: int, element_bytes: int) -> Seconds:
-        latency_s = problem.topology.tiers[tier].latency_s
-        best = float(problem.topology.tiers[tier].bandwidth_D.max())
-        token_bytes = element_bytes * model.hidden_size
-        return lambda volume: (1 - OVERLAP) * (latency_s + volume * token_bytes / best)
-
-    return [
-        RefLink(
-            group_D=inner[index],
-            slowness_D=(tier.bandwidth_D.max() / tier.bandwidth_D).tolist(),
-            dispatch=seconds(index, 1),
-            combine=seconds(index, 2),
-            per_device=problem.semantics is Semantics.DISPATCH_NODEDUP,
-        )
-        for index, tier in enumerate(problem.topology.tiers)
-    ]
 
 
 @given(
