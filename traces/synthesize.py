@@ -35,6 +35,9 @@ def synthesize(
     layer_affinity: float = 0.6,
     drift: float = 0.4,
     sequence_tokens: int = 512,
+    num_groups: int = 1,
+    top_groups: int = 1,
+    popularity_LE: npt.ArrayLike | None = None,
     seed: int,
 ) -> Trace:
     r"""Draw a trace of a router that does not exist but behaves like one.
@@ -49,6 +52,10 @@ def synthesize(
     co-activation :math:`g`, standard normal :math:`u, v` fixed per layer, and :math:`z` drawn per token and
     group of `top_k` experts. From layer to layer :math:`z` keeps the correlation `layer_affinity`, so a
     token's choices in one layer predict those in the next.
+
+    With several groups, routing is group-limited as in DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): the
+    experts form equal groups of consecutive ids, and a token selects among the experts of the `top_groups`
+    groups whose two highest perturbed scores have the largest sum.
 
     Parameters
     ----------
@@ -68,6 +75,12 @@ def synthesize(
         How much the popularity changes from the first to the last token.
     sequence_tokens
         Tokens per sequence; the last one may be shorter.
+    num_groups, top_groups
+        Groups of group-limited routing, and how many of them a token's experts may lie in.
+    popularity_LE
+        Relative popularity of the experts, ``[layers, experts]``, in place of the Zipf law (`skew` is then
+        unused): :math:`\log p_e` in place of :math:`-s \log r_e`. An expert of popularity 0 is given a
+        millionth of the mean. Layers may be fewer than `num_layers`; they are then used in turn.
     seed
         Seed; the same arguments give the same trace.
 
@@ -91,10 +104,20 @@ def synthesize(
         "drift": drift,
     }
     _check(sizes, strengths, layer_affinity)
+    _check_gate(num_groups, top_groups, num_experts=num_experts, top_k=top_k)
+    popularity = None if popularity_LE is None else _popularity(popularity_LE, num_experts)
     rng = np.random.default_rng(seed)
     sequence_T, position_T = np.divmod(np.arange(num_tokens), sequence_tokens)
     domain_T = _bursts(rng, int(sequence_T[-1]) + 1, num_domains)[sequence_T]
-    router = _Router(rng, sizes, skew=skew, domain_strength=domain_strength, drift=drift)
+    router = _Router(
+        rng,
+        sizes,
+        skew=skew,
+        domain_strength=domain_strength,
+        drift=drift,
+        gate=(num_groups, top_groups),
+        popularity_LE=popularity,
+    )
     experts_TLK = np.empty(
         (num_tokens, num_layers, top_k), dtype=np.uint8 if num_experts <= 256 else np.uint16
     )
@@ -132,6 +155,28 @@ def _check(sizes: dict[str, int], strengths: dict[str, float], layer_affinity: f
         raise InputError(f"layer_affinity is {layer_affinity}; use a number from 0 to 1")
 
 
+def _check_gate(num_groups: int, top_groups: int, *, num_experts: int, top_k: int) -> None:
+    if num_groups < 1 or num_experts % num_groups:
+        raise InputError(f"{num_experts} experts do not form {num_groups} equal groups")
+    if not 1 <= top_groups <= num_groups:
+        raise InputError(f"top_groups is {top_groups} of {num_groups} groups; use 1 to {num_groups}")
+    if top_k > top_groups * (num_experts // num_groups):
+        raise InputError(
+            f"{top_groups} of {num_groups} groups hold {top_groups * (num_experts // num_groups)} experts, "
+            f"fewer than top_k {top_k}"
+        )
+
+
+def _popularity(popularity_LE: npt.ArrayLike, num_experts: int) -> npt.NDArray[np.float64]:
+    """Return popularity with a mean of 1 in every layer and no zeros."""
+    popularity = np.asarray(popularity_LE, dtype=np.float64)
+    if popularity.ndim != 2 or popularity.shape[1] != num_experts or not len(popularity):
+        raise InputError(f"popularity has shape {popularity.shape}, not [layers, {num_experts}]")
+    if not (np.isfinite(popularity).all() and (popularity >= 0).all() and popularity.any(axis=1).all()):
+        raise InputError("popularity must be finite, not negative, and above 0 somewhere in every layer")
+    return np.asarray(np.maximum(popularity / popularity.mean(axis=1, keepdims=True), 1e-6))
+
+
 def _bursts(rng: np.random.Generator, num_sequences: int, num_domains: int) -> IntArray:
     """Domain of each sequence: a new one is drawn once every few sequences."""
     turn = rng.random(num_sequences) < 1 / _BURST_SEQUENCES
@@ -157,6 +202,8 @@ class _Router:
         skew: float,
         domain_strength: float,
         drift: float,
+        gate: tuple[int, int],
+        popularity_LE: npt.NDArray[np.float64] | None,
     ) -> None:
         num_layers, num_experts = sizes["num_layers"], sizes["num_experts"]
         every = np.broadcast_to(np.arange(num_experts), (num_layers, num_experts))
@@ -164,7 +211,11 @@ class _Router:
         taste_LCE = rng.standard_normal((num_layers, sizes["num_domains"], num_experts))
         self.top_k = sizes["top_k"]
         self.num_groups = -(-num_experts // self.top_k)
-        self.base_LCE = (domain_strength * taste_LCE - skew * np.log(rank_LE)[:, None]).astype(np.float32)
+        prior_LE = -skew * np.log(rank_LE)
+        if popularity_LE is not None:
+            prior_LE = np.log(popularity_LE)[np.arange(num_layers) % len(popularity_LE)]
+        self.gate = gate
+        self.base_LCE = (domain_strength * taste_LCE + prior_LE[:, None]).astype(np.float32)
         self.drift_LE = (drift * rng.standard_normal((num_layers, num_experts))).astype(np.float32)
         self.group_LE = rng.permuted(every, axis=1) % self.num_groups
 
@@ -185,16 +236,31 @@ class _Router:
         for base_CE, drift_E, group_E in zip(self.base_LCE, self.drift_LE, self.group_LE, strict=True):
             affinity_TE = base_CE[domain_T] + swing_T1 * drift_E
             affinity_TE += np.float32(coactivation) * taste_TG[:, group_E]
-            yield _select(rng, affinity_TE, self.top_k)
+            yield _select(rng, affinity_TE, self.top_k, gate=self.gate)
             news_TG = rng.standard_normal(taste_TG.shape, dtype=np.float32)
             taste_TG = np.float32(layer_affinity) * taste_TG + fresh * news_TG
 
 
-def _select(rng: np.random.Generator, affinity_TE: FloatArray, top_k: int) -> ExpertArray:
+def _select(
+    rng: np.random.Generator, affinity_TE: FloatArray, top_k: int, *, gate: tuple[int, int]
+) -> ExpertArray:
     """Sample without replacement, probability proportional to exp(affinity), by adding Gumbel noise."""
     waiting_TE = rng.standard_exponential(affinity_TE.shape, dtype=np.float32)
     # A draw may round to zero, whose logarithm is no number.
     score = affinity_TE - np.log(np.maximum(waiting_TE, np.finfo(np.float32).tiny))
+    if gate[1] < gate[0]:
+        score = _limit_groups(score, *gate)
     chosen = np.argpartition(score, -top_k, axis=1)[:, -top_k:]
     order = np.argsort(-np.take_along_axis(score, chosen, axis=1), axis=1)
     return np.take_along_axis(chosen, order, axis=1).astype(np.uint16)
+
+
+def _limit_groups(score_TE: FloatArray, num_groups: int, top_groups: int) -> FloatArray:
+    """Rule out the experts of all but the groups with the largest sum of their two highest scores."""
+    score_TGM = score_TE.reshape(len(score_TE), num_groups, -1)
+    size = score_TGM.shape[2]
+    best_TG = np.partition(score_TGM, size - min(2, size), axis=2)[:, :, -2:].sum(axis=2)
+    ruled_out = np.argpartition(best_TG, -top_groups, axis=1)[:, :-top_groups]
+    limited = score_TGM.copy()
+    limited[np.arange(len(score_TE))[:, None], ruled_out] = -np.inf
+    return limited.reshape(score_TE.shape)

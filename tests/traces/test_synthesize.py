@@ -128,6 +128,34 @@ def test_choices_follow_the_stated_probabilities() -> None:
     np.testing.assert_allclose(share, [6 / 11, 3 / 11, 2 / 11], atol=0.012)
 
 
+def test_group_limited_tokens_stay_in_few_groups() -> None:
+    """With 2 of 4 groups per token, no token's four experts lie in three; without a limit most do."""
+
+    def groups_per_token(trace: Trace) -> list[int]:
+        return [len(set(groups)) for groups in (trace.experts_TLK[:, 0] // 4).tolist()]
+
+    limited, free = flat(num_groups=4, top_groups=2), flat(num_groups=4, top_groups=4)
+    assert max(groups_per_token(limited)) == 2
+    assert np.mean(groups_per_token(free)) > 2.5
+    assert free.digest == flat().digest
+
+
+def test_groups_with_the_best_pair_win() -> None:
+    """Experts 0 and 1 are ever popular, so their group of two is among the two chosen."""
+    popularity = [[1e6, 1e6, 1, 1, 1, 1, 1, 1]]
+    trace = flat(num_experts=8, top_k=2, num_groups=4, top_groups=1, popularity_LE=popularity)
+    assert (np.sort(trace.experts_TLK, axis=2) == [0, 1]).mean() > 0.99
+
+
+def test_loads_follow_a_given_popularity() -> None:
+    """Top-1 of shares 0.6, 0.3, 0.1 in one layer and reversed in the next, taken in turn."""
+    popularity = np.array([[0.6, 0.3, 0.1], [0.1, 0.3, 0.6]])
+    trace = flat(num_tokens=30_000, num_layers=3, num_experts=3, top_k=1, popularity_LE=popularity)
+    for layer, expected in enumerate(popularity[[0, 1, 0]]):
+        share = np.bincount(trace.experts_TLK[:, layer].ravel(), minlength=3) / 30_000
+        np.testing.assert_allclose(share, expected, atol=0.012)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -139,6 +167,11 @@ def test_choices_follow_the_stated_probabilities() -> None:
         ({"drift": float("nan")}, "drift is nan"),
         ({"coactivation": float("inf")}, "coactivation is inf"),
         ({"layer_affinity": 1.5}, "layer_affinity is 1.5"),
+        ({"num_groups": 3}, "16 experts do not form 3 equal groups"),
+        ({"num_groups": 4, "top_groups": 5}, "top_groups is 5 of 4 groups"),
+        ({"num_groups": 8, "top_groups": 1}, "1 of 8 groups hold 2 experts, fewer than top_k 4"),
+        ({"popularity_LE": [[1.0, 2.0]]}, r"popularity has shape \(1, 2\), not \[layers, 16\]"),
+        ({"popularity_LE": [[0.0] * 16]}, "above 0 somewhere in every layer"),
     ],
 )
 def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
