@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from placement.bounds import LowerBound, lower_bound, tighter
 from placement.cost import CostBreakdown, CostModel
-from placement.errors import InfeasibleError, InputError, NoPlacementFoundError
+from placement.errors import BackendError, InfeasibleError, InputError, NoPlacementFoundError, PlacementError
 from placement.plan import Placement
+from placement.portfolio import portfolio
 from placement.problem import Objective, PlacementProblem
-from placement.solution import Incumbent, Solution, Termination
-from placement.solvers.protocol import SolveRequest
+from placement.solution import Incumbent, Solution, Termination, relative_gap
+from placement.solvers.protocol import Solver, SolveRequest
 from placement.solvers.registry import BASELINES, make_solver
+from placement.solvers.search import default_work_s
 from placement.stopping import Never, StoppingCriterion
 
 __all__ = ["optimize"]
 
 OPTIMAL_GAP = 1e-9
+
+ENOUGH_GAP = 5e-4
+"""Gap below which the portfolio runs no further solver: less than any traffic is predicted to."""
+
+FAR_SHARE = 0.2
+"""Share of the experts from which a budget of moves is worth an unbudgeted solve to steer towards."""
 
 
 def _ignore(_: Incumbent) -> None:
@@ -34,6 +44,7 @@ def optimize(
     threads: int = 1,
     work_s: float | None = None,
     start: Placement | None = None,
+    max_moves: int | None = None,
     on_incumbent: Callable[[Incumbent], None] = _ignore,
     clock: Callable[[], float] = time.monotonic,
 ) -> Solution:
@@ -44,8 +55,8 @@ def optimize(
     problem
         What to solve.
     solver
-        ``auto`` for the portfolio: all baselines, then search; never worse than any of them on the
-        problem's traffic. Or one solver's name.
+        ``auto`` for the portfolio: all baselines, then the solvers that suit the problem; never worse than
+        any of them on the problem's traffic. Or one solver's name.
     stop
         When to end early and keep the best so far.
     seed, threads
@@ -53,7 +64,11 @@ def optimize(
     work_s
         Effort in seconds of one thread; None for the solver's own choice.
     start
-        A placement that the result must not be worse than.
+        A placement that the result must not be worse than. Alike devices of the result are exchanged so that
+        few expert copies move.
+    max_moves
+        With `start`: expert copies that devices may receive, over all layers; None for any number. The solver
+        then finds what to steer towards where the budget reaches that far, and the result is by ``change``.
     on_incumbent
         Called at every improvement, from the calling thread.
     clock
@@ -62,11 +77,14 @@ def optimize(
     Raises
     ------
     InputError
-        If the solver is unknown or `start` does not belong to the problem.
+        If the solver is unknown, `start` does not belong to the problem, or there are moves to count but no
+        start to count from.
     InfeasibleError
         If no placement can satisfy the constraints.
     NoPlacementFoundError
         If `stop` ended the solve before there was a placement.
+    BackendError
+        If the one solver that was asked for needs a backend that fails.
     """
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be 1 or more")
@@ -84,9 +102,33 @@ def optimize(
         work_s=work_s,
         start=start,
     )
-    portfolio = _Portfolio(request, on_incumbent, clock)
-    names = (*BASELINES, "search") if solver == "auto" else (solver,)
-    return portfolio.run(names)
+    names = portfolio(problem) if solver == "auto" else (solver,)
+    solvers = [make_solver(name) for name in names]
+    if max_moves is not None:
+        solvers, request = _within(request, solvers, max_moves, clock)
+    return _Portfolio(request, on_incumbent, clock).run(solvers)
+
+
+def _within(
+    request: SolveRequest, solvers: list[Solver], max_moves: int, clock: Callable[[], float]
+) -> tuple[list[Solver], SolveRequest]:
+    """Return the solvers of a solve with a budget of moves, and their request."""
+    from placement.change.solver import ChangeSolver
+
+    problem = request.problem
+    if request.start is None:
+        raise InputError(f"max_moves is {max_moves}, but there is no start to count moves from")
+    if max_moves < 0:
+        raise InputError(f"max_moves is {max_moves}; it must be 0 or more")
+    if max_moves >= problem.num_layers * problem.num_slots:
+        # More moves than there are copies bind nothing.
+        return solvers, request
+    if max_moves < FAR_SHARE * problem.num_layers * problem.num_experts:
+        return [ChangeSolver(max_moves=max_moves)], request
+    work_s = default_work_s(problem) if request.work_s is None else request.work_s
+    request = replace(request, work_s=work_s / 2)
+    free = _Portfolio(request, _ignore, clock).run(solvers)
+    return [ChangeSolver(max_moves=max_moves, prefer=free.placement)], request
 
 
 @dataclass(eq=False)
@@ -97,41 +139,56 @@ class _Portfolio:
     on_incumbent: Callable[[Incumbent], None]
     clock: Callable[[], float]
     bound: LowerBound = field(init=False)
+    bounded: bool = False
     best: tuple[Placement, CostBreakdown, str] | None = None
     incumbents: list[Incumbent] = field(default_factory=list)
     candidates: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
 
-    def run(self, names: tuple[str, ...]) -> Solution:
+    def run(self, solvers: Sequence[Solver]) -> Solution:
         self.began_s = self.clock()
-        self.bound = lower_bound(self.request.model)
+        # No cost is below 0. What is better takes time, which the first placements need not wait for.
+        self.bound = LowerBound(value=0.0, layer_L=np.zeros(self.request.problem.num_layers))
         if self.request.start is not None:
             self._offer(self.request.start, "start")
-        errors: list[InfeasibleError] = []
-        for name in names:
-            if self.best is not None and self.request.stop():
-                self.stopped = True
+        errors: list[PlacementError] = []
+        for solver in solvers:
+            if solver.name not in BASELINES:
+                self._compute_bound()
+            if self.best is not None and (self.request.stop() or self._is_near()):
+                self.stopped = self.request.stop()
                 break
             try:
-                self._run_solver(name)
-            except InfeasibleError as exc:
-                self.skipped[name] = str(exc)
+                self._run_solver(solver)
+            except (InfeasibleError, BackendError, NoPlacementFoundError) as exc:
+                # What one solver cannot do another may.
+                self.skipped[solver.name] = str(exc)
                 errors.append(exc)
+        self._compute_bound()
         return self._solution(errors)
 
-    def _run_solver(self, name: str) -> None:
-        solver = make_solver(name)
+    def _compute_bound(self) -> None:
+        """Bound the objective, once."""
+        if not self.bounded:
+            self.bounded = True
+            self._prove(lower_bound(self.request.model))
 
+    def _is_near(self) -> bool:
+        """Whether the best placement is so near the bound that no other solver is worth its time."""
+        assert self.best is not None
+        return relative_gap(self.best[1].objective, self.bound.value) <= ENOUGH_GAP
+
+    def _run_solver(self, solver: Solver) -> None:
         def report(placement: Placement) -> None:
-            self._offer(placement, name)
+            self._offer(placement, solver.name)
 
         # Search starts from the best so far unless the caller's start is to be kept in view.
         start = self.request.start
         if start is None and self.best is not None:
             start = self.best[0]
         placement = solver.solve(replace(self.request, start=start, report=report, prove=self._prove))
-        self._offer(placement, name)
+        self._offer(placement, solver.name)
         self.stopped = self.stopped or self.request.stop()
 
     def _prove(self, bound: LowerBound) -> None:
@@ -161,7 +218,21 @@ class _Portfolio:
         self.incumbents.append(incumbent)
         self.on_incumbent(incumbent)
 
-    def _solution(self, errors: list[InfeasibleError]) -> Solution:
+    def _save_moves(self) -> None:
+        """Exchange alike devices of the best placement where that saves moves from the start for nothing."""
+        from placement.change.relabel import fewest_moves
+
+        start = self.request.start
+        if self.best is None or start is None or self.best[2] == "start":
+            return
+        placement, given, name = self.best
+        placement = fewest_moves(self.request.problem, start, placement)
+        breakdown = self.request.model.evaluate(placement)
+        # Sums in another order may round up: the start must stay the worst case.
+        if breakdown.objective <= max(given.objective, self.candidates.get("start", float("inf"))):
+            self.best = (placement, breakdown, name)
+
+    def _solution(self, errors: list[PlacementError]) -> Solution:
         if self.best is None:
             if errors and not self.request.stop():
                 raise errors[-1]
@@ -170,6 +241,7 @@ class _Portfolio:
                     "the time limit ended the solve before any placement was found; allow more time"
                 )
             raise InfeasibleError("; ".join(f"{name}: {why}" for name, why in self.skipped.items()))
+        self._save_moves()
         placement, breakdown, name = self.best
         placement.check()
         optimal = breakdown.objective - self.bound.value <= OPTIMAL_GAP * abs(breakdown.objective)

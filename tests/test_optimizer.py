@@ -58,7 +58,7 @@ def test_incumbents_are_told_as_they_come() -> None:
     assert [i.elapsed_s for i in seen] == sorted(i.elapsed_s for i in seen)
     assert all(a.objective > b.objective for a, b in itertools.pairwise(seen))
     assert (seen[-1].objective, seen[-1].solver) == (solution.objective, solution.solver)
-    assert seen[-1].gap == solution.gap
+    assert solution.gap <= seen[-1].gap
     assert set(solution.candidates) == {*BASELINES, "search"}
 
 

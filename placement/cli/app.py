@@ -36,6 +36,7 @@ def _register(target: typer.Typer, name: str, module: str, **options: Any) -> No
 _register(app, "solve", "solve")
 _register(app, "evaluate", "evaluate")
 _register(app, "compare", "compare")
+_register(app, "advise", "advise")
 _register(app, "diff", "diff")
 _register(app, "verify", "verify")
 _register(trace_app, "record", "trace_record")

@@ -9,12 +9,14 @@ import typer
 
 from placement.cli.inputs import (
     CalibrationOption,
+    FillMemoryOption,
     FromOption,
     JsonOption,
     MaxImbalanceOption,
     ModelOption,
     ObjectiveOption,
     ProblemInputs,
+    ReplicaSplitOption,
     RiskOption,
     SampleOption,
     SeedOption,
@@ -47,6 +49,8 @@ def compare(
     max_imbalance: MaxImbalanceOption = 1.05,
     risk: RiskOption = "mean",
     calibration: CalibrationOption = None,
+    replica_split: ReplicaSplitOption = "even",
+    fill_memory: FillMemoryOption = False,
     time_limit: TimeLimitOption = None,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
@@ -90,6 +94,8 @@ def compare(
             max_imbalance=max_imbalance,
             risk=risk,
             calibration=calibration,
+            replica_split=replica_split,
+            fill_memory=fill_memory,
             sample=sample,
             source_format=source_format,
         ).problem()

@@ -15,6 +15,7 @@ from placement.cli.inputs import (
     ModelOption,
     ObjectiveOption,
     ProblemInputs,
+    ReplicaSplitOption,
     RiskOption,
     SampleOption,
     SemanticsOption,
@@ -40,6 +41,7 @@ def evaluate(
     max_imbalance: MaxImbalanceOption = 1.05,
     risk: RiskOption = "mean",
     calibration: CalibrationOption = None,
+    replica_split: ReplicaSplitOption = "even",
     sample: SampleOption = None,
     source_format: FromOption = None,
     json: JsonOption = False,
@@ -59,6 +61,7 @@ def evaluate(
         max_imbalance=max_imbalance,
         risk=risk,
         calibration=calibration,
+        replica_split=replica_split,
         sample=sample,
         source_format=source_format,
     ).problem(device_of_slot_S=chosen.device_of_slot_S)

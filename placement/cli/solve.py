@@ -10,12 +10,14 @@ import typer
 
 from placement.cli.inputs import (
     CalibrationOption,
+    FillMemoryOption,
     FromOption,
     JsonOption,
     MaxImbalanceOption,
     ModelOption,
     ObjectiveOption,
     ProblemInputs,
+    ReplicaSplitOption,
     RiskOption,
     SampleOption,
     SeedOption,
@@ -29,6 +31,7 @@ from placement.cli.inputs import (
     labelled,
     warn,
 )
+from placement.errors import InputError
 
 if TYPE_CHECKING:
     from placement.plan import Placement
@@ -58,16 +61,29 @@ def solve(
     max_imbalance: MaxImbalanceOption = 1.05,
     risk: RiskOption = "mean",
     calibration: CalibrationOption = None,
+    replica_split: ReplicaSplitOption = "even",
+    fill_memory: FillMemoryOption = False,
     start: Annotated[
         Path | None,
         typer.Option("--start", help="Placement that the result must not be worse than.", show_default=False),
+    ] = None,
+    max_moves: Annotated[
+        int | None,
+        typer.Option(
+            "--max-moves", help="With --start: most expert copies to move. Default: any.", show_default=False
+        ),
     ] = None,
     held_out: Annotated[
         Path | None,
         typer.Option("--held-out", help="Another trace to score the result on.", show_default=False),
     ] = None,
     solver: Annotated[
-        str, typer.Option("--solver", help="auto, contiguous, greedy, eplb or search.")
+        str,
+        typer.Option(
+            "--solver",
+            help="auto (chooses by problem), search, chain, balance, hierarchy, split, exact, ilp, lns, "
+            "moetuner, moetuner-sum, contiguous, greedy or eplb.",
+        ),
     ] = "auto",
     time_limit: TimeLimitOption = None,
     threads: ThreadsOption = 1,
@@ -85,6 +101,8 @@ def solve(
     from placement.optimizer import optimize
     from placement.stopping import AnyOf, Cancellation, Deadline
 
+    if max_moves is not None and start is None:
+        raise InputError(f"--max-moves {max_moves} needs --start PLACEMENT to count moves from")
     cancellation = Cancellation()
     stop = cancellation if time_limit is None else AnyOf(cancellation, Deadline(time_limit))
     began_s = time.monotonic()
@@ -99,6 +117,8 @@ def solve(
         max_imbalance=max_imbalance,
         risk=risk,
         calibration=calibration,
+        replica_split=replica_split,
+        fill_memory=fill_memory,
         sample=sample,
         source_format=source_format,
     )
@@ -114,6 +134,7 @@ def solve(
             threads=threads,
             work_s=None if time_limit is None else WORK_SHARE * time_limit * threads,
             start=first,
+            max_moves=max_moves,
             on_incumbent=progress.incumbent,
         )
     if problem.profile.num_windows < FEW_WINDOWS:
@@ -129,8 +150,10 @@ def solve(
         "window": int(problem.profile.window_tokens_W[0]),
         "spare_slots": spare_slots,
         "risk": risk,
+        "replica_split": replica_split,
         "topology": problem.topology.name,
         "solver": solver,
+        "max_moves": max_moves,
     }
     entries = _entries(problem, solution, read.digest, seed, options)
     entries["held_out"] = None if held_out is None else _score(inputs, held_out, placement)
@@ -145,8 +168,10 @@ def solve(
         "held_out": entries["held_out"],
         "candidates": solution.candidates,
         "skipped": solution.skipped,
+        "moves": None if first is None else _moves(first, placement, problem),
     }
-    typer.echo(dump_json(report) if json else _lines(solution, out, elapsed_s))
+    layers = entries["breakdown"]["layers"]
+    typer.echo(dump_json(report) if json else _lines(solution, layers, out, elapsed_s, report["moves"]))
 
 
 def _entries(
@@ -157,7 +182,7 @@ def _entries(
     return {
         "objective": solution.objective_dict(str(problem.objective)),
         "metrics": solution.breakdown.metrics.as_dict(),
-        "breakdown": solution.breakdown.summary(),
+        "breakdown": _breakdown(problem, solution),
         "provenance": {
             "solver": solution.solver,
             "seed": seed,
@@ -167,6 +192,21 @@ def _entries(
             "options": options,
         },
     }
+
+
+def _breakdown(problem: PlacementProblem, solution: Solution) -> dict[str, Any]:
+    """Return the parts of the objective, with bound and gap of every layer."""
+    from placement.bounds import layer_gaps
+    from placement.problem import Objective
+
+    summary = solution.breakdown.summary()
+    for row, bound in zip(summary["layers"], solution.bound.layer_L.tolist(), strict=True):
+        row["lower_bound"] = bound
+    if problem.objective is not Objective.TRAFFIC:
+        gap_L = layer_gaps(problem, solution.breakdown, solution.bound)
+        for row, gap in zip(summary["layers"], gap_L.tolist(), strict=True):
+            row["gap"] = gap
+    return summary
 
 
 def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[str, Any]:
@@ -185,7 +225,26 @@ def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[
     }
 
 
-def _lines(solution: Solution, out: Path, elapsed_s: float) -> str:
+def _moves(first: Placement, placement: Placement, problem: PlacementProblem) -> dict[str, Any]:
+    """Count and price what leads from the start to the result."""
+    from placement.moves import summarise_moves
+
+    summary = summarise_moves(first, placement, topology=problem.topology, model=problem.model)
+    return {
+        "count": summary.num_moves,
+        "by_tier": summary.moves_by_tier,
+        "bytes": summary.total_bytes,
+        "seconds": summary.seconds,
+    }
+
+
+def _lines(
+    solution: Solution,
+    layers: list[dict[str, Any]],
+    out: Path,
+    elapsed_s: float,
+    moves: dict[str, Any] | None,
+) -> str:
     metrics = solution.breakdown.metrics
     lines = [
         f"{solution.objective:.6g} {solution.breakdown.unit}, gap {solution.gap:.1%} "
@@ -199,5 +258,11 @@ def _lines(solution: Solution, out: Path, elapsed_s: float) -> str:
     figures = [f"balance {metrics.balance:.3f} (floor {metrics.balance_floor:.3f})"]
     if metrics.fanout is not None:
         figures.append(f"fanout {metrics.fanout:.3f}")
-    lines += [f"  {', '.join(figures)}", f"written to {out}"]
+    lines.append(f"  {', '.join(figures)}")
+    if len(gaps := [row["gap"] for row in layers if "gap" in row]) > 1:
+        widest = max(range(len(gaps)), key=gaps.__getitem__)
+        lines.append(f"  gap by layer: {min(gaps):.1%} to {gaps[widest]:.1%} (layer {widest})")
+    if moves is not None:
+        lines.append(f"  {moves['count']} expert copies move from the start")
+    lines.append(f"written to {out}")
     return "\n".join(lines)

@@ -38,11 +38,75 @@ def _search() -> Solver:
     return SearchSolver()
 
 
+def _ilp() -> Solver:
+    from placement.solvers.ilp.solver import IlpSolver
+
+    return IlpSolver()
+
+
+def _lns() -> Solver:
+    from placement.solvers.ilp.neighbourhood import LnsSolver
+
+    return LnsSolver()
+
+
+def _split() -> Solver:
+    from placement.solvers.split_refine import SplitRefineSolver
+
+    return SplitRefineSolver()
+
+
+def _moetuner() -> Solver:
+    from placement.solvers.moetuner import MoetunerSolver
+
+    return MoetunerSolver()
+
+
+def _moetuner_sum() -> Solver:
+    from placement.solvers.moetuner import MoetunerSolver
+    from placement.solvers.moetuner.devices import Reading
+
+    return MoetunerSolver(reading=Reading.SUM)
+
+
+def _balance() -> Solver:
+    from placement.solvers.balance import BalanceSolver
+
+    return BalanceSolver()
+
+
+def _hierarchy() -> Solver:
+    from placement.solvers.hierarchy import HierarchySolver
+
+    return HierarchySolver()
+
+
+def _chain() -> Solver:
+    from placement.solvers.chain import ChainSolver
+
+    return ChainSolver()
+
+
+def _exact() -> Solver:
+    from placement.solvers.exact.solver import ExactSolver
+
+    return ExactSolver()
+
+
 _SOLVERS: dict[str, Callable[[], Solver]] = {
     "contiguous": _contiguous,
     "greedy": _greedy,
     "eplb": _eplb,
     "search": _search,
+    "exact": _exact,
+    "chain": _chain,
+    "balance": _balance,
+    "hierarchy": _hierarchy,
+    "ilp": _ilp,
+    "lns": _lns,
+    "split": _split,
+    "moetuner": _moetuner,
+    "moetuner-sum": _moetuner_sum,
 }
 
 

@@ -9,11 +9,20 @@ from instances import LINEAR, cluster, least_objective, model_for, random_placem
 from placement.cost import CostModel
 from placement.errors import InfeasibleError, InputError
 from placement.optimizer import optimize
-from placement.problem import Objective, PlacementProblem, Risk, Semantics, make_problem
+from placement.problem import Objective, PlacementProblem, ReplicaSplit, Risk, Semantics, make_problem
 from placement.solution import Termination, relative_gap
 from placement.solvers.registry import BASELINES, make_solver, solver_names
 
 SOLVERS = ("auto", *solver_names())
+
+NEEDS: dict[str, dict[str, object]] = {
+    "chain": {"semantics": Semantics.STAY_PUT},
+    "split": {"replica_split": ReplicaSplit.HASH},
+}
+"""Options of a problem that a solver takes, for those that do not take every problem."""
+
+NO_SPARE_SLOTS = {"exact", "ilp", "lns"}
+"""Solvers that place no replicas under the options above."""
 
 
 def problem_of(seed: int = 0, *, spare_slots: int = 0, **options: object) -> PlacementProblem:
@@ -30,11 +39,25 @@ def problem_of(seed: int = 0, *, spare_slots: int = 0, **options: object) -> Pla
     )
 
 
+def problem_for(name: str, seed: int = 0, *, spare_slots: int = 0) -> PlacementProblem:
+    """Return a problem that a solver takes."""
+    options = dict(NEEDS.get(name, {}))
+    spare = 0 if name in NO_SPARE_SLOTS else options.pop("spare_slots", spare_slots)
+    return problem_of(seed, spare_slots=spare, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name in NEEDS or name in NO_SPARE_SLOTS])
+def test_solvers_refuse_what_they_do_not_take(name: str) -> None:
+    """A problem outside a solver's field is bad input, and the message names who takes it."""
+    with pytest.raises(InputError, match=r"use (auto|search|balance|chain|lns)"):
+        optimize(problem_of(spare_slots=4), solver=name, work_s=0.1)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("spare_slots", [0, 4])
 def test_solutions_are_feasible_priced_and_bounded(name: str, spare_slots: int) -> None:
     """The reported objective is the cost model's own, not below the bound, and the gap follows from both."""
-    problem = problem_of(spare_slots=spare_slots)
+    problem = problem_for(name, spare_slots=spare_slots)
     solution = optimize(problem, solver=name, work_s=0.2)
     problem.check_placement(solution.placement)
     problem.check_capacity(solution.placement)
@@ -48,7 +71,7 @@ def test_solutions_are_feasible_priced_and_bounded(name: str, spare_slots: int) 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_same_seed_gives_the_same_placement(name: str) -> None:
     """Two solves on one thread agree in every slot; two threads agree with one."""
-    problem = problem_of(1, spare_slots=4)
+    problem = problem_for(name, 1, spare_slots=4)
     first, second, threaded = (
         optimize(problem, solver=name, seed=7, work_s=0.2, threads=threads).placement for threads in (1, 1, 2)
     )
@@ -60,7 +83,7 @@ def test_the_same_seed_gives_the_same_placement(name: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_warm_start_is_never_worsened(name: str, seed: int) -> None:
     """Whatever the start, the result is at least as good."""
-    problem = problem_of(seed)
+    problem = problem_for(name, seed)
     start = random_placement(np.random.default_rng(seed), problem)
     solution = optimize(problem, solver=name, start=start, work_s=0.1)
     assert solution.objective <= CostModel(problem).objective(start)
@@ -100,7 +123,7 @@ class StopAfter:
 @pytest.mark.parametrize("questions", [0, 3])
 def test_stopping_keeps_the_incumbent(name: str, questions: int) -> None:
     """A stop at any time leaves a feasible placement, its bound, and the word that it was stopped."""
-    problem = problem_of(3)
+    problem = problem_for(name, 3)
     solution = optimize(problem, solver=name, stop=StopAfter(questions), work_s=30.0)
     problem.check_capacity(solution.placement)
     assert solution.lower_bound <= solution.objective

@@ -22,11 +22,23 @@ from placement.errors import InputError
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
 from placement.profile import RoutingProfile
 from placement.solvers.exact.proof import PROOF_STEP
+from placement.solvers.exact.size import is_enumerable
 from placement.solvers.exact.solver import ExactSolver
 from placement.solvers.greedy import greedy_placement
 from placement.solvers.protocol import SolveRequest
 
-__all__ = ["bound_by_parts"]
+__all__ = ["bound_by_parts", "can_bound_by_parts"]
+
+
+def can_bound_by_parts(problem: PlacementProblem) -> bool:
+    """Return whether a problem is a chain whose parts can be enumerated."""
+    if problem.semantics is not Semantics.STAY_PUT or problem.objective is not Objective.STEP_TIME:
+        return False
+    if problem.risk is Risk.P95 or problem.num_slots > problem.num_experts or problem.num_layers < 2:
+        return False
+    mean = replace(problem, risk=Risk.MEAN)
+    parts = (replace(mean, objective=Objective.TRAFFIC), replace(mean, semantics=Semantics.ALLGATHER))
+    return all(is_enumerable(part) for part in parts)
 
 
 def bound_by_parts(request: SolveRequest) -> LowerBound:
@@ -38,9 +50,11 @@ def bound_by_parts(request: SolveRequest) -> LowerBound:
         If the problem is another one, or a part of it too large to enumerate.
     """
     problem = request.problem
-    stays = problem.semantics is Semantics.STAY_PUT and problem.objective is Objective.STEP_TIME
-    if not stays or problem.risk is Risk.P95 or problem.num_slots > problem.num_experts:
-        raise InputError("a bound by parts is for the mean step time under stay-put without spare slots")
+    if not can_bound_by_parts(problem):
+        raise InputError(
+            "a bound by parts is for the mean step time under stay-put, without spare slots and with few "
+            "experts; use lower_bound"
+        )
     inside = replace(problem, risk=Risk.MEAN, profile=_without_tail(problem.profile))
     hops = _proved(
         request, replace(inside, objective=Objective.TRAFFIC, max_imbalance=float(problem.num_devices))

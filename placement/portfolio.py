@@ -1,0 +1,59 @@
+"""Which solvers `auto` runs on a problem, in order; each starts from the best of those before it."""
+
+from __future__ import annotations
+
+from placement.problem import Objective, PlacementProblem, ReplicaSplit, Semantics
+from placement.solvers.registry import BASELINES
+
+__all__ = ["portfolio"]
+
+LIGHT_CLASSES = 5e6
+"""Placements of one layer up to which a proof takes seconds."""
+
+
+def portfolio(problem: PlacementProblem) -> tuple[str, ...]:
+    """Return the names of the solvers that `auto` runs: the baselines, then whoever is best at the problem.
+
+    - ``balance`` where loads are averages: it is within a thousandth of even in milliseconds;
+    - ``hierarchy`` for step time and traffic over several nodes, as a start;
+    - ``chain`` where stay-put couples the layers, ``search`` elsewhere;
+    - ``split`` where the engine splits replicas otherwise than evenly;
+    - ``exact`` where all placements of a layer can be gone through.
+    """
+    names = list(BASELINES)
+    if problem.objective is Objective.BALANCE and problem.profile.num_windows == 1:
+        names.append("balance")
+    if _hierarchy_helps(problem):
+        names.append("hierarchy")
+    names.append("chain" if layers_are_coupled(problem) else "search")
+    if problem.replica_split is not ReplicaSplit.EVEN and problem.num_slots > problem.num_experts:
+        names.append("split")
+    if _is_light(problem):
+        names.append("exact")
+    return tuple(names)
+
+
+def layers_are_coupled(problem: PlacementProblem) -> bool:
+    """Whether what a layer costs depends on where its neighbours' experts are."""
+    return problem.semantics is Semantics.STAY_PUT and problem.objective is not Objective.BALANCE
+
+
+def _hierarchy_helps(problem: PlacementProblem) -> bool:
+    return (
+        problem.topology.num_nodes > 1
+        and problem.semantics is Semantics.DISPATCH
+        and problem.objective is not Objective.BALANCE
+    )
+
+
+def _is_light(problem: PlacementProblem) -> bool:
+    """Whether a proof by enumeration is possible, and takes no longer than a search."""
+    from placement.cost import CostModel
+    from placement.solvers.exact.layout import make_layout
+    from placement.solvers.exact.size import is_enumerable
+
+    if not is_enumerable(problem):
+        return False
+    return problem.num_slots > problem.num_experts or (
+        make_layout(CostModel(problem)).num_classes() <= LIGHT_CLASSES
+    )
