@@ -60,6 +60,9 @@ STOP, WORK, LIMIT = 0, 1, 2
 
 LEVEL_ATTEMPTS = 8
 
+MOST_FAILURES = 32
+"""Kicked searches in a row that may come to nothing before a layer is left as it is."""
+
 TENURE = 5
 POLL_S = 0.02
 
@@ -329,7 +332,7 @@ class _Run:
         if not np.isfinite(best.value):
             best = self._search(compiled, best, control, seed=self._seed(layer, 0))
         attempt, failures = 0, 0
-        while control[STOP] == 0 and control[WORK] < control[LIMIT] and failures < 8:
+        while control[STOP] == 0 and control[WORK] < control[LIMIT] and failures < MOST_FAILURES:
             kicks = 0 if attempt == 0 else 2 + attempt % 4
             found = self._search(
                 compiled, best, control, kicks=kicks, tabu=50, seed=self._seed(layer, 100 + attempt)
