@@ -24,7 +24,15 @@ from placement.profile import RoutingProfile
 if TYPE_CHECKING:
     from placement.cost.layer_kernels import Layer
 
-__all__ = ["WINDOWS", "Neighbours", "ScenarioPlan", "Scenarios", "make_layer", "make_scenarios"]
+__all__ = [
+    "WINDOWS",
+    "Neighbours",
+    "ScenarioPlan",
+    "Scenarios",
+    "expert_overlap",
+    "make_layer",
+    "make_scenarios",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -247,7 +255,7 @@ def make_layer(
         curve_x_YJX=terms[0],
         curve_y_YJX=terms[1],
         curve_points_YJ=terms[2],
-        overlap_EE=_overlap(problem.profile, layer, scenarios) if use_bits else np.zeros((0, 0)),
+        overlap_EE=expert_overlap(problem.profile, layer, scenarios) if use_bits else np.zeros((0, 0)),
         total_E=np.ascontiguousarray(total_E),
         device_limit=_device_limit(model, total_E),
         sums_volume=sums_volume,
@@ -350,7 +358,7 @@ def _bits(profile: RoutingProfile, layer: int, scenarios: Scenarios, *, per_posi
     return bits
 
 
-def _overlap(profile: RoutingProfile, layer: int, scenarios: Scenarios) -> FloatArray:
+def expert_overlap(profile: RoutingProfile, layer: int, scenarios: Scenarios) -> FloatArray:
     """Share of each expert's tokens that select another one too, ``[experts, experts]``."""
     assert profile.experts_TLK is not None
     experts_TK = profile.experts_TLK[scenarios.token_T, layer].astype(np.int64)

@@ -151,20 +151,16 @@ def _improve_item(layer: Layer, state: State, a: int, value: float, control: Arr
 
 @nb.njit(**OPTIONS)
 def _descend(layer: Layer, state: State, random: Array, control: Array) -> float:
-    """Swap each item in turn with its best partner until no swap improves."""
+    """Swap each item in turn with its best partner until a whole round has brought nothing."""
     value = state_value(layer, state)
     order = np.arange(state.expert_I.size)
-    improved = True
-    while improved and not _ended(control):
-        improved = False
-        _shuffle(order, random)
-        for a in order:
-            after = _improve_item(layer, state, a, value, control)
-            if after < value:
-                value = after
-                improved = True
-            if _ended(control):
-                break
+    _shuffle(order, random)
+    turn, in_vain = 0, 0
+    while in_vain < order.size and not _ended(control):
+        after = _improve_item(layer, state, order[turn % order.size], value, control)
+        in_vain = 0 if after < value else in_vain + 1
+        value = after
+        turn += 1
     return value
 
 
