@@ -41,7 +41,7 @@ FloatArray = npt.NDArray[np.float64]
 WORK_PER_SECOND = 4.0e8
 """Scenario updates that one thread of a current server makes in a second (measured, rounded down)."""
 
-LEAST_WORK_S, MOST_WORK_S = 6.0, 60.0
+LEAST_WORK_S, MOST_WORK_S = 8.0, 60.0
 """Effort when none is asked for, in seconds of one thread: by the size of the problem, within these."""
 
 DEFAULT_SCENARIOS = 64
@@ -87,7 +87,7 @@ def default_work_s(problem: PlacementProblem) -> float:
         # One mixture of all scenarios: what is counted is dearer there than elsewhere.
         work_s *= 0.6
     # Replicas multiply the choices, and every move settles tokens anew.
-    return work_s if problem.num_slots == problem.num_experts else 2.0 * work_s
+    return work_s if problem.num_slots == problem.num_experts else 1.5 * work_s
 
 
 def scenario_plan(problem: PlacementProblem, work_per_layer: float) -> ScenarioPlan:

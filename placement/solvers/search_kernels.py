@@ -95,7 +95,7 @@ def _screened(layer: Layer) -> int:
 @nb.njit(**OPTIONS)
 def _pricing_work(layer: Layer, num_screened: int, num_exact: int) -> int:
     """Count the scenario updates of screening some swaps and pricing some exactly."""
-    per_scenario = 1 + 2 * layer.group_JD.shape[0]
+    per_scenario = 2 + 2 * layer.group_JD.shape[0]
     exact = num_exact * (layer.weight_W.size * per_scenario + 2 * _row_work(layer))
     return int(num_screened * _screened(layer) * per_scenario + exact)
 

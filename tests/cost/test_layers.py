@@ -53,7 +53,7 @@ def test_scenarios_mix_neighbouring_pieces() -> None:
 
 
 def test_first_scenarios_stand_for_all() -> None:
-    """Softened plans hold the same scenarios as plain ones, in an order whose first quarter spreads evenly."""
+    """Softened plans hold the scenarios of plain ones, in an order whose first quarter spreads evenly."""
     profile = random_profile(np.random.default_rng(0), tokens=640, windows=64)
     plain, soft = (make_scenarios(profile, ScenarioPlan(soft=soft)).mix_WM[:, 0] for soft in (False, True))
     assert plain.tolist() == sorted(soft.tolist()) == list(range(64))
