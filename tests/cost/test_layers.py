@@ -69,7 +69,7 @@ def test_overlap_is_a_share_of_the_first_expert() -> None:
         experts_TLK=np.array([[[0, 1]], [[0, 2]], [[2, 0]]], dtype=np.uint8),
         window_of_token_T=np.zeros(3, dtype=np.int64),
     )
-    expected = [[1, 1 / 3, 2 / 3, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    expected = np.array([[1, 1 / 3, 2 / 3, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
     np.testing.assert_allclose(expert_overlap(profile, 0, make_scenarios(profile, WINDOWS)), expected)
 
 
