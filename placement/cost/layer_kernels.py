@@ -7,7 +7,9 @@ every group, the distinct tokens after swapping item a of group g against item b
     volume(g) - only_a(g) + new_b(g) + both(a, b)
 
 with only_a the tokens that a alone brings to g, new_b those of b that g does not see yet, and both those
-of b among only_a. These three tables make a swap cost O(windows), whatever the number of tokens.
+of b among only_a. These three tables make a swap cost O(windows), whatever the number of tokens. The third
+is by far the largest and most of it is never asked for, so its rows are counted when a swap is priced
+exactly; `swap_estimate` guesses those not yet counted, and looks at some of the scenarios only.
 
 An item is one expert copy (or an empty slot) on a device; moves swap items between devices, so every
 device keeps its number of slots.
@@ -42,6 +44,7 @@ __all__ = [
     "saved_tokens",
     "state_value",
     "swap_allowed",
+    "swap_estimate",
     "swap_value",
 ]
 
@@ -103,6 +106,8 @@ class Layer(structref.StructRefProxy):
     curve_y_YJX: Array
     curve_points_YJ: Array
     """Points of the curve of a link in a term (dispatch, combine); 0 where the link has no part in it."""
+    overlap_EE: Array
+    """Share of an expert's sampled tokens (row) that select another expert too (column)."""
     total_E: Array
     device_limit: float
     """Largest allowed sum of `total_E` over a device's experts; infinite where there is no limit."""
@@ -140,8 +145,11 @@ class State(structref.StructRefProxy):
     only_JIW: Array
     new_JGIW: Array
     both_JIIW: Array
+    both_known_JII: Array
+    """Whether a row of `both_JIIW` has been counted since its group or the other item's tokens changed."""
     total_D: Array
     scratch_N: Array
+    count_N: Array
     scratch_P: Array
     scratch_JW: Array
     scratch_2W: Array
@@ -223,8 +231,10 @@ def new_state(layer: Layer, expert_I: Array, device_I: Array) -> State:
         np.zeros((num_links, num_items, num_scenarios)),
         np.zeros((num_links, num_groups, num_items, num_scenarios)),
         np.zeros((covers, num_items, num_items, num_scenarios)),
+        np.zeros((covers, num_items, num_items), np.bool_),
         np.zeros(num_devices),
         np.zeros(num_words, np.uint64),
+        np.zeros(num_words, np.int64),
         np.zeros(layer.scale_P.size),
         np.zeros((max(num_links, 1), num_scenarios)),
         np.zeros((2, num_scenarios)),
@@ -287,7 +297,7 @@ def _refresh_foreign(layer: Layer, state: State, link: int, group: int, changed_
     if layer.num_groups_J[link] == 1:
         return
     enter_H = layer.enter_JHG[link, :, group]
-    once_N, twice_N = state.once_JGN[link, group], state.twice_JGN[link, group]
+    once_N = state.once_JGN[link, group]
     words_N = state.scratch_N
     for item in range(changed_I.size):
         if not changed_I[item]:
@@ -298,17 +308,7 @@ def _refresh_foreign(layer: Layer, state: State, link: int, group: int, changed_
             layer, state, state.item_bits_IN[item], words_N, enter_H, state.new_JGIW[link, group, item]
         )
         for member in range(changed_I.size):
-            if layer.group_JD[link, state.device_I[member]] == group:
-                for n in range(once_N.size):
-                    words_N[n] = state.item_bits_IN[member, n] & ~twice_N[n]
-                _count_common(
-                    layer,
-                    state,
-                    words_N,
-                    state.item_bits_IN[item],
-                    enter_H,
-                    state.both_JIIW[link, member, item],
-                )
+            state.both_known_JII[link, member, item] = False
 
 
 @nb.njit(**OPTIONS)
@@ -396,10 +396,14 @@ def _count_common(layer: Layer, state: State, x_N: Array, y_N: Array, enter_H: A
     piece_P, scale_P, mix_WM = state.scratch_P, layer.scale_P, layer.mix_WM
     start_Q, segment_piece_Q, home_Q = layer.segment_start_Q, layer.segment_piece_Q, layer.segment_home_Q
     piece_P[:] = 0.0
+    # Segments are a few words long: counting all words first lets the loop vectorise.
+    count_N = state.count_N
+    for n in range(count_N.size):
+        count_N[n] = _popcount(x_N[n] & y_N[n])  # type: ignore[call-arg]
     for q in range(segment_piece_Q.size):
         count = 0
         for n in range(start_Q[q], start_Q[q + 1]):
-            count += _popcount(x_N[n] & y_N[n])  # type: ignore[call-arg]
+            count += count_N[n]
         piece_P[segment_piece_Q[q]] += count * enter_H[home_Q[q]]
     mean = 0.0
     for p in range(piece_P.size):
@@ -467,16 +471,22 @@ def _refresh_cover(layer: Layer, state: State, link: int, group: int) -> None:
         for n in range(once_N.size):
             words_N[n] = state.item_bits_IN[item, n] & ~twice_N[n]
         _count_common(layer, state, words_N, words_N, enter_H, state.only_JIW[link, item])
-        for other in range(state.expert_I.size):
-            if layer.group_JD[link, state.device_I[other]] != group:
-                _count_common(
-                    layer,
-                    state,
-                    words_N,
-                    state.item_bits_IN[other],
-                    enter_H,
-                    state.both_JIIW[link, item, other],
-                )
+        state.both_known_JII[link, item] = False
+
+
+@nb.njit(**OPTIONS)
+def _count_both(layer: Layer, state: State, link: int, item: int, other: int) -> None:
+    """Count the tokens that an item alone brings to its group and that an item elsewhere shares."""
+    if state.both_known_JII[link, item, other]:
+        return
+    group = layer.group_JD[link, state.device_I[item]]
+    twice_N, words_N, bits_N = state.twice_JGN[link, group], state.scratch_N, state.item_bits_IN[item]
+    for n in range(words_N.size):
+        words_N[n] = bits_N[n] & ~twice_N[n]
+    enter_H = layer.enter_JHG[link, :, group]
+    out_W = state.both_JIIW[link, item, other]
+    _count_common(layer, state, words_N, state.item_bits_IN[other], enter_H, out_W)
+    state.both_known_JII[link, item, other] = True
 
 
 @nb.njit(**OPTIONS)
@@ -558,8 +568,8 @@ def _curve(x_X: Array, y_X: Array, points: int, value: float) -> float:
 
 
 @nb.njit(**OPTIONS)
-def _terms_value(layer: Layer, volume_JW: Array) -> float:
-    """Return the weighted time of all exchange terms, given every link's fullest group."""
+def _terms_value(layer: Layer, volume_JW: Array, num_scenarios: int) -> float:
+    """Return the weighted time of all exchange terms over the first scenarios, given the fullest groups."""
     total = 0.0
     num_links = layer.group_JD.shape[0]
     weight_W = layer.weight_W
@@ -568,10 +578,10 @@ def _terms_value(layer: Layer, volume_JW: Array) -> float:
             x0, y0 = layer.curve_x_YJX[term, 0, 0], layer.curve_y_YJX[term, 0, 0]
             slope = (layer.curve_y_YJX[term, 0, 1] - y0) / (layer.curve_x_YJX[term, 0, 1] - x0)
             volume_W = volume_JW[0]
-            for w in range(weight_W.size):
+            for w in range(num_scenarios):
                 total += weight_W[w] * (y0 + slope * (volume_W[w] - x0))
             continue
-        for w in range(weight_W.size):
+        for w in range(num_scenarios):
             longest = 0.0
             for link in range(num_links):
                 points = layer.curve_points_YJ[term, link]
@@ -603,17 +613,18 @@ def state_value(layer: Layer, state: State) -> float:
             fullest = _root(state.device_power_W[w]) * state.scale_1J[0]
         total += layer.weight_W[w] * fullest
     for link in range(layer.group_JD.shape[0]):
-        _present_volume(layer, state, link, state.scratch_JW[link])
-    return total + _terms_value(layer, state.scratch_JW)
+        _present_volume(layer, state, link, layer.weight_W.size)
+    return total + _terms_value(layer, state.scratch_JW, layer.weight_W.size)
 
 
 @nb.njit(**OPTIONS)
-def _present_volume(layer: Layer, state: State, link: int, volume_W: Array) -> None:
-    """Write the fullest (or soft fullest) group of a link in each scenario."""
+def _present_volume(layer: Layer, state: State, link: int, num_scenarios: int) -> None:
+    """Write the fullest (or soft fullest) group of a link in the first scenarios to `scratch_JW`."""
+    volume_W = state.scratch_JW[link]
     if not layer.soft:
         volume_W[:] = state.volume_top_J3W[link, 0]
         return
-    for w in range(volume_W.size):
+    for w in range(num_scenarios):
         volume_W[w] = _root(state.volume_power_JW[link, w]) * state.scale_1J[1 + link]
 
 
@@ -648,30 +659,64 @@ def swap_value(layer: Layer, state: State, a: int, b: int) -> float:
     Exact while no expert is replicated; with replicas the tokens keep their replica, and `apply_swap`
     settles them anew.
     """
-    i, j = state.device_I[a], state.device_I[b]
-    num_scenarios = layer.weight_W.size
-    covers = layer.bits_EN.shape[1] > 0
-    if layer.sums_volume:
-        total = state_value(layer, state)
+    if layer.bits_EN.shape[1] > 0:
         for link in range(layer.group_JD.shape[0]):
-            g, h = layer.group_JD[link, i], layer.group_JD[link, j]
-            if g == h:
-                continue
-            for w in range(num_scenarios):
-                change = state.new_JGIW[link, g, b, w] - state.only_JIW[link, a, w]
-                change += state.new_JGIW[link, h, a, w] - state.only_JIW[link, b, w]
-                if covers:
-                    change += state.both_JIIW[link, a, b, w] + state.both_JIIW[link, b, a, w]
-                total += layer.weight_W[w] * change
-        return total
-    total = _swapped_devices(layer, state, a, b)
+            if layer.group_JD[link, state.device_I[a]] != layer.group_JD[link, state.device_I[b]]:
+                _count_both(layer, state, link, a, b)
+                _count_both(layer, state, link, b, a)
+    return swap_estimate(layer, state, a, b, layer.weight_W.size)
+
+
+@nb.njit(**OPTIONS)
+def swap_estimate(layer: Layer, state: State, a: int, b: int, num_scenarios: int) -> float:
+    """Return about what `swap_value` returns, from the first scenarios alone.
+
+    Tokens that the two items share are taken from the table where they have been counted, else from the
+    experts' usual overlap. Only estimates over as many scenarios compare.
+    """
+    if layer.sums_volume:
+        return _swapped_sum(layer, state, a, b)
+    i, j = state.device_I[a], state.device_I[b]
+    total = _swapped_devices(layer, state, a, b, num_scenarios)
+    for link in range(layer.group_JD.shape[0]):
+        if layer.group_JD[link, i] == layer.group_JD[link, j]:
+            _present_volume(layer, state, link, num_scenarios)
+        else:
+            _swapped_volume(layer, state, link, a, b, num_scenarios)
+    return total + _terms_value(layer, state.scratch_JW, num_scenarios)
+
+
+@nb.njit(**OPTIONS)
+def _swapped_sum(layer: Layer, state: State, a: int, b: int) -> float:
+    """Return the summed volume of all links after a swap."""
+    i, j = state.device_I[a], state.device_I[b]
+    covers = layer.bits_EN.shape[1] > 0
+    total = state_value(layer, state)
     for link in range(layer.group_JD.shape[0]):
         g, h = layer.group_JD[link, i], layer.group_JD[link, j]
         if g == h:
-            _present_volume(layer, state, link, state.scratch_JW[link])
-        else:
-            _swapped_volume(layer, state, link, a, b)
-    return total + _terms_value(layer, state.scratch_JW)
+            continue
+        only_a, only_b = state.only_JIW[link, a], state.only_JIW[link, b]
+        new_a, new_b = state.new_JGIW[link, h, a], state.new_JGIW[link, g, b]
+        for w in range(layer.weight_W.size):
+            total += layer.weight_W[w] * (new_b[w] - only_a[w] + new_a[w] - only_b[w])
+        if covers:
+            for item, other in ((a, b), (b, a)):
+                both_W, share = _shared(layer, state, link, item, other)
+                for w in range(layer.weight_W.size):
+                    total += layer.weight_W[w] * share * both_W[w]
+    return total
+
+
+@nb.njit(**OPTIONS)
+def _shared(layer: Layer, state: State, link: int, item: int, other: int) -> tuple[Array, float]:
+    """Return a row and the factor that turns it into the tokens of `both`: counted, or guessed."""
+    if state.both_known_JII[link, item, other]:
+        return state.both_JIIW[link, item, other], 1.0
+    expert, shared = state.expert_I[item], state.expert_I[other]
+    if expert < 0 or shared < 0:
+        return state.only_JIW[link, item], 0.0
+    return state.only_JIW[link, item], layer.overlap_EE[expert, shared]
 
 
 @nb.njit(**OPTIONS)
@@ -686,8 +731,8 @@ def _third_of(top_3W: Array, id_3W: Array, w: int, i: int, j: int) -> float:
 
 
 @nb.njit(**OPTIONS)
-def _swapped_devices(layer: Layer, state: State, a: int, b: int) -> float:
-    """Return the weighted cost of the fullest device after a swap."""
+def _swapped_devices(layer: Layer, state: State, a: int, b: int, num_scenarios: int) -> float:
+    """Return the weighted cost of the fullest device over the first scenarios after a swap."""
     i, j = state.device_I[a], state.device_I[b]
     out_i, in_i = state.cost_KIW[layer.kind_D[i], a], state.cost_KIW[layer.kind_D[i], b]
     out_j, in_j = state.cost_KIW[layer.kind_D[j], b], state.cost_KIW[layer.kind_D[j], a]
@@ -698,14 +743,14 @@ def _swapped_devices(layer: Layer, state: State, a: int, b: int) -> float:
         power_W = state.device_power_W
         scale = state.scale_1J[0]
         inverse = 1.0 / scale
-        for w in range(weight_W.size):
+        for w in range(num_scenarios):
             power = power_W[w] - _power(cost_i[w] * inverse) - _power(cost_j[w] * inverse)
             power += _power((cost_i[w] - out_i[w] + in_i[w]) * inverse)
             power += _power((cost_j[w] - out_j[w] + in_j[w]) * inverse)
             total += weight_W[w] * _root(power)
         return total * scale
     top_3W, id_3W = state.device_top_3W, state.device_top_id_3W
-    for w in range(weight_W.size):
+    for w in range(num_scenarios):
         fullest = _third_of(top_3W, id_3W, w, i, j)
         fullest = max(fullest, max(cost_i[w] - out_i[w] + in_i[w], cost_j[w] - out_j[w] + in_j[w]))
         total += weight_W[w] * fullest
@@ -713,33 +758,37 @@ def _swapped_devices(layer: Layer, state: State, a: int, b: int) -> float:
 
 
 @nb.njit(**OPTIONS)
-def _swapped_volume(layer: Layer, state: State, link: int, a: int, b: int) -> None:
-    """Write the fullest group of a link after a swap across two of its groups to `scratch_JW`."""
+def _swapped_volume(layer: Layer, state: State, link: int, a: int, b: int, num_scenarios: int) -> None:
+    """Write the fullest group of a link after a swap across two of its groups to `scratch_JW`.
+
+    Of the first scenarios only.
+    """
     g, h = layer.group_JD[link, state.device_I[a]], layer.group_JD[link, state.device_I[b]]
     after_g, after_h = state.scratch_2W[0], state.scratch_2W[1]
     volume_g, volume_h = state.volume_JGW[link, g], state.volume_JGW[link, h]
     only_a, only_b = state.only_JIW[link, a], state.only_JIW[link, b]
     new_a, new_b = state.new_JGIW[link, h, a], state.new_JGIW[link, g, b]
-    for w in range(after_g.size):
+    for w in range(num_scenarios):
         after_g[w] = volume_g[w] - only_a[w] + new_b[w]
         after_h[w] = volume_h[w] - only_b[w] + new_a[w]
     if layer.bits_EN.shape[1] > 0:
-        both_a, both_b = state.both_JIIW[link, a, b], state.both_JIIW[link, b, a]
-        for w in range(after_g.size):
-            after_g[w] += both_a[w]
-            after_h[w] += both_b[w]
+        both_a, share_a = _shared(layer, state, link, a, b)
+        both_b, share_b = _shared(layer, state, link, b, a)
+        for w in range(num_scenarios):
+            after_g[w] += share_a * both_a[w]
+            after_h[w] += share_b * both_b[w]
     fullest_W = state.scratch_JW[link]
     if layer.soft:
         power_W = state.volume_power_JW[link]
         scale = state.scale_1J[1 + link]
         inverse = 1.0 / scale
-        for w in range(after_g.size):
+        for w in range(num_scenarios):
             power = power_W[w] + _power(after_g[w] * inverse) + _power(after_h[w] * inverse)
             power -= _power(volume_g[w] * inverse) + _power(volume_h[w] * inverse)
             fullest_W[w] = _root(power) * scale
         return
     top_3W, id_3W = state.volume_top_J3W[link], state.volume_top_id_J3W[link]
-    for w in range(after_g.size):
+    for w in range(num_scenarios):
         fullest = _third_of(top_3W, id_3W, w, g, h)
         fullest_W[w] = max(fullest, max(after_g[w], after_h[w]))
 

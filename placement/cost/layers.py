@@ -24,13 +24,24 @@ from placement.profile import RoutingProfile
 if TYPE_CHECKING:
     from placement.cost.layer_kernels import Layer
 
-__all__ = ["WINDOWS", "Neighbours", "ScenarioPlan", "Scenarios", "make_layer", "make_scenarios"]
+__all__ = [
+    "WINDOWS",
+    "Neighbours",
+    "ScenarioPlan",
+    "Scenarios",
+    "expert_overlap",
+    "make_layer",
+    "make_scenarios",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 WORD_BITS = 64
+
+GOLDEN_RATIO = 0.6180339887498949
+"""Multiples of it, without their whole part, spread evenly over [0, 1) however many there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +188,8 @@ def _mix(num_pieces: int, plan: ScenarioPlan) -> IntArray:
     first = np.arange(num_pieces - span + 1)
     if plan.max_scenarios is not None and first.size > plan.max_scenarios:
         first = np.unique(np.linspace(0, num_pieces - span, plan.max_scenarios).round().astype(np.int64))
+    # Any first few of the scenarios spread over all of the traffic: estimates look at those alone.
+    first = first[np.argsort(first * GOLDEN_RATIO % 1.0, kind="stable")] if plan.soft else first
     return np.asarray(first[:, None] + np.arange(span), dtype=np.int64)
 
 
@@ -242,6 +255,7 @@ def make_layer(
         curve_x_YJX=terms[0],
         curve_y_YJX=terms[1],
         curve_points_YJ=terms[2],
+        overlap_EE=expert_overlap(problem.profile, layer, scenarios) if use_bits else np.zeros((0, 0)),
         total_E=np.ascontiguousarray(total_E),
         device_limit=_device_limit(model, total_E),
         sums_volume=sums_volume,
@@ -342,6 +356,15 @@ def _bits(profile: RoutingProfile, layer: int, scenarios: Scenarios, *, per_posi
     for position in range(profile.top_k):
         np.bitwise_or.at(bits[position if per_position else 0], (experts_TK[:, position], word_T), mask_T)
     return bits
+
+
+def expert_overlap(profile: RoutingProfile, layer: int, scenarios: Scenarios) -> FloatArray:
+    """Share of each expert's tokens that select another one too, ``[experts, experts]``."""
+    assert profile.experts_TLK is not None
+    experts_TK = profile.experts_TLK[scenarios.token_T, layer].astype(np.int64)
+    pair = experts_TK[:, :, None] * profile.num_experts + experts_TK[:, None, :]
+    count_EE = np.bincount(pair.ravel(), minlength=profile.num_experts**2).reshape(profile.num_experts, -1)
+    return np.asarray(count_EE / np.maximum(count_EE.diagonal(), 1)[:, None])
 
 
 Terms = tuple[FloatArray, FloatArray, IntArray]

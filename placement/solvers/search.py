@@ -41,7 +41,7 @@ FloatArray = npt.NDArray[np.float64]
 WORK_PER_SECOND = 4.0e8
 """Scenario updates that one thread of a current server makes in a second (measured, rounded down)."""
 
-LEAST_WORK_S, MOST_WORK_S = 5.0, 60.0
+LEAST_WORK_S, MOST_WORK_S = 8.0, 60.0
 """Effort when none is asked for, in seconds of one thread: by the size of the problem, within these."""
 
 DEFAULT_SCENARIOS = 64
@@ -59,6 +59,12 @@ STOP, WORK, LIMIT = 0, 1, 2
 """Elements of the compiled loops' control: as in `search_kernels`, which is loaded late."""
 
 LEVEL_ATTEMPTS = 8
+
+MOST_FAILURES = 32
+"""Kicked searches in a row that may come to nothing before a layer is left as it is."""
+
+TABU, TABU_WITH_REPLICAS = 50, 15
+"""Swaps of a tabu search. With replicas a swap settles tokens anew, and kicks change what is replicated."""
 
 TENURE = 5
 POLL_S = 0.02
@@ -81,7 +87,7 @@ def default_work_s(problem: PlacementProblem) -> float:
         # One mixture of all scenarios: what is counted is dearer there than elsewhere.
         work_s *= 0.6
     # Replicas multiply the choices, and every move settles tokens anew.
-    return work_s if problem.num_slots == problem.num_experts else 3.0 * work_s
+    return work_s if problem.num_slots == problem.num_experts else 1.5 * work_s
 
 
 def scenario_plan(problem: PlacementProblem, work_per_layer: float) -> ScenarioPlan:
@@ -329,10 +335,11 @@ class _Run:
         if not np.isfinite(best.value):
             best = self._search(compiled, best, control, seed=self._seed(layer, 0))
         attempt, failures = 0, 0
-        while control[STOP] == 0 and control[WORK] < control[LIMIT] and failures < 8:
+        tabu = TABU if self.max_replicas == 1 else TABU_WITH_REPLICAS
+        while control[STOP] == 0 and control[WORK] < control[LIMIT] and failures < MOST_FAILURES:
             kicks = 0 if attempt == 0 else 2 + attempt % 4
             found = self._search(
-                compiled, best, control, kicks=kicks, tabu=50, seed=self._seed(layer, 100 + attempt)
+                compiled, best, control, kicks=kicks, tabu=tabu, seed=self._seed(layer, 100 + attempt)
             )
             better = self._rank(layer, found) < self._rank(layer, best)
             best, failures = (found, 0) if better else (best, failures + 1)

@@ -24,6 +24,7 @@ from placement.cost.layer_kernels import (
     saved_tokens,
     state_value,
     swap_allowed,
+    swap_estimate,
     swap_value,
 )
 
@@ -33,6 +34,12 @@ Array = npt.NDArray[Any]
 
 STOP, WORK, LIMIT = 0, 1, 2
 """Elements of `control`."""
+
+SCREEN_FROM, SCREEN_SHARE = 48, 4
+"""From so many scenarios on, swaps are screened by an estimate over one in so many of them."""
+
+ROW_FINALISTS, FINALISTS = 4, 16
+"""Swaps that are priced exactly after screening those of one item, or all."""
 
 IMPROVES = 1e-9
 """A move must win this share of the objective, so that rounding never counts as progress."""
@@ -63,28 +70,72 @@ def _shuffle(order: Array, random: Array) -> None:
 
 
 @nb.njit(**OPTIONS)
+def _row_work(layer: Layer) -> int:
+    """Count the scenario updates that counting one row of a table of tokens amounts to."""
+    return int(layer.group_JD.shape[0] * (layer.bits_EN.shape[1] // 8 + layer.mix_WM.size))
+
+
+@nb.njit(**OPTIONS)
 def _move_work(layer: Layer, state: State) -> int:
     """Count the scenario updates that bringing the tables up to date after a swap amounts to."""
-    items, links = state.expert_I.size, layer.group_JD.shape[0]
-    words = layer.bits_EN.shape[1]
     groups = 2
     if state.expert_I.size > state.replicas_E.size:
         # Tokens settle on replicas anew, which touches more groups.
         groups = min(8, layer.kind_D.size)
-    pairs = items * groups * (1 + items // max(layer.kind_D.size, 1)) * links
-    return int(pairs * (words // 8 + layer.mix_WM.size))
+    return state.expert_I.size * (groups + 1) * _row_work(layer)
+
+
+@nb.njit(**OPTIONS)
+def _screened(layer: Layer) -> int:
+    """Return how many scenarios screening looks at: all when there are few."""
+    num_scenarios = layer.weight_W.size
+    return num_scenarios // SCREEN_SHARE if num_scenarios >= SCREEN_FROM else num_scenarios
+
+
+@nb.njit(**OPTIONS)
+def _pricing_work(layer: Layer, num_screened: int, num_exact: int) -> int:
+    """Count the scenario updates of screening some swaps and pricing some exactly."""
+    per_scenario = 2 + 2 * layer.group_JD.shape[0]
+    exact = num_exact * (layer.weight_W.size * per_scenario + 2 * _row_work(layer))
+    return int(num_screened * _screened(layer) * per_scenario + exact)
+
+
+@nb.njit(**OPTIONS)
+def _insert(value: float, index: int, value_K: Array, index_K: Array) -> None:
+    """Keep the smallest values and their indices, ascending."""
+    if value >= value_K[-1]:
+        return
+    k = value_K.size - 1
+    while k > 0 and value_K[k - 1] > value:
+        value_K[k], index_K[k] = value_K[k - 1], index_K[k - 1]
+        k -= 1
+    value_K[k], index_K[k] = value, index
+
+
+@nb.njit(**OPTIONS)
+def _best_partner(layer: Layer, state: State, a: int, value: float, control: Array) -> int:
+    """Return the item whose swap with item a improves on a value most; -1 if none does."""
+    few, num_items = _screened(layer), state.expert_I.size
+    finalists = ROW_FINALISTS if few < layer.weight_W.size else num_items
+    value_K, partner_K = np.full(finalists, np.inf), np.full(finalists, -1)
+    for b in range(num_items):
+        if b != a and swap_allowed(layer, state, a, b):
+            _insert(swap_estimate(layer, state, a, b, few), b, value_K, partner_K)
+    best, partner, priced = value - IMPROVES * abs(value), -1, 0
+    for b in partner_K:
+        if b >= 0:
+            priced += 1
+            after = swap_value(layer, state, a, b)
+            if after < best:
+                best, partner = after, b
+    control[WORK] += _pricing_work(layer, num_items, priced)
+    return partner
 
 
 @nb.njit(**OPTIONS)
 def _improve_item(layer: Layer, state: State, a: int, value: float, control: Array) -> float:
     """Swap item a with its best partner if that improves; return the value then."""
-    best, partner = value - IMPROVES * abs(value), -1
-    for b in range(state.expert_I.size):
-        if b != a and swap_allowed(layer, state, a, b):
-            after = swap_value(layer, state, a, b)
-            if after < best:
-                best, partner = after, b
-    control[WORK] += state.expert_I.size * layer.weight_W.size * (1 + 2 * layer.group_JD.shape[0])
+    partner = _best_partner(layer, state, a, value, control)
     if partner < 0:
         return value
     control[WORK] += _move_work(layer, state)
@@ -93,26 +144,23 @@ def _improve_item(layer: Layer, state: State, a: int, value: float, control: Arr
     if after < value - IMPROVES * abs(value):
         return after
     # With replicas the price is an estimate: tokens settle anew after a move.
+    control[WORK] += _move_work(layer, state)
     apply_swap(layer, state, a, partner)
     return value
 
 
 @nb.njit(**OPTIONS)
 def _descend(layer: Layer, state: State, random: Array, control: Array) -> float:
-    """Swap each item in turn with its best partner until no swap improves."""
+    """Swap each item in turn with its best partner until a whole round has brought nothing."""
     value = state_value(layer, state)
     order = np.arange(state.expert_I.size)
-    improved = True
-    while improved and not _ended(control):
-        improved = False
-        _shuffle(order, random)
-        for a in order:
-            after = _improve_item(layer, state, a, value, control)
-            if after < value:
-                value = after
-                improved = True
-            if _ended(control):
-                break
+    _shuffle(order, random)
+    turn, in_vain = 0, 0
+    while in_vain < order.size and not _ended(control):
+        after = _improve_item(layer, state, order[turn % order.size], value, control)
+        in_vain = 0 if after < value else in_vain + 1
+        value = after
+        turn += 1
     return value
 
 
@@ -121,18 +169,30 @@ def _best_swap(
     layer: Layer, state: State, free_after_I: Array, iteration: int, aspiration: float, control: Array
 ) -> tuple[float, int, int]:
     """Return the cheapest swap that is not tabu, or beats the aspiration value."""
-    best, best_a, best_b = np.inf, -1, -1
-    pairs = state.expert_I.size * (state.expert_I.size - 1) // 2
-    control[WORK] += pairs * layer.weight_W.size * (1 + 2 * layer.group_JD.shape[0])
-    for a in range(state.expert_I.size):
-        for b in range(a + 1, state.expert_I.size):
+    few, num_items = _screened(layer), state.expert_I.size
+    value_K, pair_K = np.full(FINALISTS, np.inf), np.full(FINALISTS, -1)
+    tabu_value_K, tabu_pair_K = np.full(1, np.inf), np.full(1, -1)
+    for a in range(num_items):
+        for b in range(a + 1, num_items):
             if not swap_allowed(layer, state, a, b):
                 continue
-            after = swap_value(layer, state, a, b)
+            estimate = swap_estimate(layer, state, a, b, few)
+            if free_after_I[a] > iteration or free_after_I[b] > iteration:
+                _insert(estimate, a * num_items + b, tabu_value_K, tabu_pair_K)
+            else:
+                _insert(estimate, a * num_items + b, value_K, pair_K)
+    best, best_a, best_b = np.inf, -1, -1
+    for pair in pair_K:
+        if pair >= 0:
+            after = swap_value(layer, state, pair // num_items, pair % num_items)
             if after < best:
-                tabu = free_after_I[a] > iteration or free_after_I[b] > iteration
-                if not tabu or after < aspiration:
-                    best, best_a, best_b = after, a, b
+                best, best_a, best_b = after, pair // num_items, pair % num_items
+    if tabu_pair_K[0] >= 0:
+        a, b = tabu_pair_K[0] // num_items, tabu_pair_K[0] % num_items
+        after = swap_value(layer, state, a, b)
+        if after < min(best, aspiration):
+            best, best_a, best_b = after, a, b
+    control[WORK] += _pricing_work(layer, num_items * (num_items - 1) // 2, FINALISTS + 1)
     return best, best_a, best_b
 
 

@@ -12,9 +12,10 @@ from instances import LINEAR, cluster, counts_only, random_placement, random_pro
 
 from placement.cost import CostModel
 from placement.cost.incremental import LayerState, layer_row
-from placement.cost.layers import WINDOWS, ScenarioPlan, make_scenarios
+from placement.cost.layers import WINDOWS, ScenarioPlan, expert_overlap, make_scenarios
 from placement.errors import InputError
 from placement.problem import make_problem
+from placement.profile import RoutingProfile
 
 
 @given(
@@ -49,6 +50,27 @@ def test_scenarios_mix_neighbouring_pieces() -> None:
     assert few.mix_WM.tolist() == [[0, 1], [2, 3], [4, 5]]
     wide = make_scenarios(profile, replace(plan, span_pieces=99))
     assert wide.mix_WM.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_first_scenarios_stand_for_all() -> None:
+    """Softened plans hold the scenarios of plain ones, in an order whose first quarter spreads evenly."""
+    profile = random_profile(np.random.default_rng(0), tokens=640, windows=64)
+    plain, soft = (make_scenarios(profile, ScenarioPlan(soft=soft)).mix_WM[:, 0] for soft in (False, True))
+    assert plain.tolist() == sorted(soft.tolist()) == list(range(64))
+    assert np.diff(np.sort(soft[:16])).max() <= 8
+
+
+def test_overlap_is_a_share_of_the_first_expert() -> None:
+    """Of expert 0's three tokens one selects expert 1, which has no other; expert 3 is never selected."""
+    profile = RoutingProfile(
+        load_WLE=np.array([[[3.0, 1.0, 2.0, 0.0]]]),
+        window_tokens_W=np.array([3.0]),
+        top_k=2,
+        experts_TLK=np.array([[[0, 1]], [[0, 2]], [[2, 0]]], dtype=np.uint8),
+        window_of_token_T=np.zeros(3, dtype=np.int64),
+    )
+    expected = np.array([[1, 1 / 3, 2 / 3, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(expert_overlap(profile, 0, make_scenarios(profile, WINDOWS)), expected)
 
 
 def test_counts_make_windows_alone() -> None:

@@ -157,6 +157,15 @@ def test_counts_alone_are_balanced_over_windows() -> None:
     assert counts_only(profile).num_sampled_tokens == 0
 
 
+@pytest.mark.parametrize("objective", ["step-time", "balance"])
+@pytest.mark.parametrize("seed", range(3))
+def test_screening_by_few_scenarios_loses_nothing(objective: str, seed: int) -> None:
+    """Where scenarios are many, swaps are screened by a quarter of them; optima are still found."""
+    profile = random_profile(np.random.default_rng(seed), tokens=1280, layers=1, windows=64)
+    problem = make_problem(profile, cluster([0, 0, 0]), calibration=LINEAR, objective=objective)
+    assert solve(problem, work_s=0.5).objective <= least_objective(problem) * 1.03
+
+
 class CountedStop:
     """Stop at the n-th question, and count those that follow."""
 
