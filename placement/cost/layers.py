@@ -95,6 +95,9 @@ class Scenarios:
         Bit of each token in the padded bit sets.
     scale_P
         Real tokens of a whole window per used token of each piece.
+    load_token_T, load_piece_T
+        All sampled tokens inside windows, and the piece of each: loads are counted on these, since they cost
+        nothing to search on and a sample of a piece is noisy.
     mix_WM
         Pieces of each scenario.
     """
@@ -107,6 +110,8 @@ class Scenarios:
     segment_home_Q: IntArray
     bit_T: IntArray
     scale_P: FloatArray
+    load_token_T: IntArray
+    load_piece_T: IntArray
     mix_WM: IntArray
 
     @property
@@ -131,7 +136,9 @@ class Neighbours:
 def make_scenarios(profile: RoutingProfile, plan: ScenarioPlan) -> Scenarios:
     """Group a profile's sampled tokens into pieces and mix these into scenarios."""
     pieces = plan.pieces_per_window if profile.num_sampled_tokens else 1
-    token_T, piece_T = _pieces(profile, pieces, plan.max_tokens)
+    load_token_T, load_piece_T = _pieces(profile, pieces)
+    used_T = _spread(load_token_T.size, plan.max_tokens)
+    token_T, piece_T = load_token_T[used_T], load_piece_T[used_T]
     num_pieces = profile.num_windows * pieces
     home_T = np.zeros(token_T.size, dtype=np.int64)
     if profile.home_T is not None:
@@ -150,12 +157,20 @@ def make_scenarios(profile: RoutingProfile, plan: ScenarioPlan) -> Scenarios:
         segment_home_Q=segment_home_Q,
         bit_T=bit_T,
         scale_P=np.divide(window_tokens_P, used_P, out=np.zeros(num_pieces), where=used_P > 0),
+        load_token_T=load_token_T,
+        load_piece_T=load_piece_T,
         mix_WM=_mix(num_pieces, plan),
     )
 
 
-def _pieces(profile: RoutingProfile, pieces: int, max_tokens: int | None) -> tuple[IntArray, IntArray]:
-    """Sampled tokens in use and the piece of each, the tail left out."""
+def _spread(num_tokens: int, max_tokens: int | None) -> IntArray:
+    """Choose at most so many tokens, evenly."""
+    every = 1 if max_tokens is None else max(1, -(-num_tokens // max_tokens))
+    return np.arange(0, num_tokens, every)
+
+
+def _pieces(profile: RoutingProfile, pieces: int) -> tuple[IntArray, IntArray]:
+    """Sampled tokens and the piece of each, the tail left out."""
     if profile.window_of_token_T is None:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     num_inside = int(np.searchsorted(profile.window_of_token_T, profile.num_windows))
@@ -164,9 +179,7 @@ def _pieces(profile: RoutingProfile, pieces: int, max_tokens: int | None) -> tup
     count_W = np.bincount(window_T, minlength=profile.num_windows)
     within_T = np.arange(num_inside) - first_W[window_T]
     piece_T = window_T * pieces + within_T * pieces // np.maximum(count_W[window_T], 1)
-    every = 1 if max_tokens is None else max(1, -(-num_inside // max_tokens))
-    token_T = np.arange(0, num_inside, every)
-    return token_T, piece_T[token_T]
+    return np.arange(num_inside), piece_T
 
 
 def _segments(piece_T: IntArray, home_T: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
@@ -305,12 +318,16 @@ def _loads(profile: RoutingProfile, layer: int, scenarios: Scenarios) -> FloatAr
     """Token-expert pairs of each scenario, scaled to a whole window, ``[scenarios, experts]``."""
     plan = scenarios.plan
     load_PE = profile.load_WLE[:, layer]
-    if scenarios.scale_P.size > profile.num_windows:
+    num_pieces = scenarios.scale_P.size
+    if num_pieces > profile.num_windows:
         assert profile.experts_TLK is not None
-        experts_TK = profile.experts_TLK[scenarios.token_T, layer].astype(np.int64)
-        cell = (scenarios.piece_T[:, None] * profile.num_experts + experts_TK).ravel()
-        count = np.bincount(cell, minlength=scenarios.scale_P.size * profile.num_experts)
-        load_PE = count.reshape(-1, profile.num_experts) * scenarios.scale_P[:, None]
+        experts_TK = profile.experts_TLK[scenarios.load_token_T, layer].astype(np.int64)
+        cell = (scenarios.load_piece_T[:, None] * profile.num_experts + experts_TK).ravel()
+        count_PE = np.bincount(cell, minlength=num_pieces * profile.num_experts).reshape(num_pieces, -1)
+        tokens_P = np.bincount(scenarios.load_piece_T, minlength=num_pieces)
+        whole_P = np.repeat(profile.window_tokens_W, num_pieces // profile.num_windows)
+        scale_P = np.divide(whole_P, tokens_P, out=np.zeros(num_pieces), where=tokens_P > 0)
+        load_PE = count_PE.astype(np.float64) * scale_P[:, None]
     load_WE = load_PE[scenarios.mix_WM].mean(axis=1)
     return np.asarray((1 - plan.shrink) * load_WE + plan.shrink * load_PE.mean(axis=0))
 

@@ -52,8 +52,8 @@ DESCENT_WORK = 24
 TABLE_BYTES = 256 * 2**20
 """Memory that the swap tables of one layer may take."""
 
-MAX_SEARCH_TOKENS = 32_768
-"""Tokens whose expert sets are searched on; sampling error at this size is far below that of the windows."""
+MAX_SEARCH_TOKENS = 65_536
+"""Tokens whose expert sets are searched on; loads are counted on all."""
 
 STOP, WORK, LIMIT = 0, 1, 2
 """Elements of the compiled loops' control: as in `search_kernels`, which is loaded late."""

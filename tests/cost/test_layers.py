@@ -12,9 +12,10 @@ from instances import LINEAR, cluster, counts_only, random_placement, random_pro
 
 from placement.cost import CostModel
 from placement.cost.incremental import LayerState, layer_row
-from placement.cost.layers import WINDOWS, ScenarioPlan, expert_overlap, make_scenarios
+from placement.cost.layer_kernels import new_state, state_value
+from placement.cost.layers import WINDOWS, ScenarioPlan, expert_overlap, make_layer, make_scenarios
 from placement.errors import InputError
-from placement.problem import make_problem
+from placement.problem import Objective, make_problem
 from placement.profile import RoutingProfile
 
 
@@ -120,3 +121,18 @@ def test_rows_are_laid_out_in_order() -> None:
     assert layer_row(expert_I, device_I, np.array([0, 0, 1, 1, 1])).tolist() == [1, -1, 0, 2, 3]
     with pytest.raises(InputError, match="device 1 holds 3 experts and has 2 slots"):
         layer_row(expert_I, device_I, np.array([0, 0, 0, 1, 1]))
+
+
+def test_loads_are_counted_on_all_tokens() -> None:
+    """However few tokens are searched on, scenarios of pieces have the loads of all of their tokens."""
+    profile = random_profile(np.random.default_rng(3), tokens=400, windows=4)
+    problem = make_problem(profile, cluster([0, 0]), calibration=LINEAR)
+    made = [
+        make_scenarios(profile, ScenarioPlan(pieces_per_window=2, max_tokens=most)) for most in (None, 40)
+    ]
+    assert made[1].token_T.size <= 40 < made[0].token_T.size
+    values = []
+    for scenarios in made:
+        layer = make_layer(CostModel(replace(problem, objective=Objective.BALANCE)), 0, scenarios)
+        values.append(state_value(layer, new_state(layer, np.arange(6), np.repeat([0, 1], 3))))
+    assert values[0] == values[1]

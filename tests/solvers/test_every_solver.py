@@ -17,9 +17,10 @@ SOLVERS = ("auto", *solver_names())
 
 NEEDS: dict[str, dict[str, object]] = {
     "chain": {"semantics": Semantics.STAY_PUT},
+    "ilp": {"semantics": Semantics.DISPATCH_NODEDUP},
     "split": {"replica_split": ReplicaSplit.HASH},
 }
-"""Options of a problem that a solver takes, for those that do not take every problem."""
+"""Options of a problem that a solver is for, where it does not take every problem, or not gladly."""
 
 NO_SPARE_SLOTS = {"exact", "ilp", "lns"}
 """Solvers that place no replicas under the options above."""

@@ -101,7 +101,7 @@ class IlpSolver:
             backend=self.backend,
             relative_gap=self.relative_gap,
             node_limit=nodes,
-            threads=request.threads,
+            threads=1,  # more of them may end at another optimum
             seed=request.seed % 2**31,
             stop=request.stop,
             in_process=program.program.num_variables <= SMALL_PROGRAM,
