@@ -9,29 +9,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from placement.bounds import LowerBound, lower_bound
+    from placement.bounds import LowerBound, layer_gaps, lower_bound
     from placement.calibration import DataSheetCalibration, LinearCalibration, read_calibration
-    from placement.comparison import Comparison, compare
+    from placement.change.advise import Advice, advise
+    from placement.change.frontier import Frontier, frontier
+    from placement.comparison import Comparison, CrossValidation, compare, cross_validate
     from placement.cost import CostBreakdown, CostModel
-    from placement.errors import InfeasibleError, InputError, NoPlacementFoundError, PlacementError
+    from placement.errors import (
+        BackendError,
+        InfeasibleError,
+        InputError,
+        NoPlacementFoundError,
+        PlacementError,
+    )
     from placement.io import read_placement
     from placement.model import ModelShape, resolve_model
     from placement.optimizer import optimize
     from placement.plan import Move, Placement, diff
-    from placement.problem import Objective, PlacementProblem, Risk, Semantics, make_problem
+    from placement.problem import Objective, PlacementProblem, ReplicaSplit, Risk, Semantics, make_problem
     from placement.profile import RoutingProfile
+    from placement.rebalance import rebalance_experts
     from placement.solution import Incumbent, Solution, Termination
     from placement.stopping import Cancellation, Deadline
     from placement.topology import Topology, parse_topology
 
 _HOME = {
+    "Advice": "change.advise",
+    "BackendError": "errors",
     "Cancellation": "stopping",
     "Comparison": "comparison",
     "CostBreakdown": "cost",
     "CostModel": "cost",
+    "CrossValidation": "comparison",
     "DataSheetCalibration": "calibration",
     "Deadline": "stopping",
     "Incumbent": "solution",
+    "Frontier": "change.frontier",
     "InfeasibleError": "errors",
     "InputError": "errors",
     "LinearCalibration": "calibration",
@@ -43,20 +56,26 @@ _HOME = {
     "Placement": "plan",
     "PlacementError": "errors",
     "PlacementProblem": "problem",
+    "ReplicaSplit": "problem",
     "Risk": "problem",
     "RoutingProfile": "profile",
     "Semantics": "problem",
     "Solution": "solution",
     "Termination": "solution",
     "Topology": "topology",
+    "advise": "change.advise",
     "compare": "comparison",
+    "cross_validate": "comparison",
     "diff": "plan",
+    "frontier": "change.frontier",
+    "layer_gaps": "bounds",
     "lower_bound": "bounds",
     "make_problem": "problem",
     "optimize": "optimizer",
     "parse_topology": "topology",
     "read_calibration": "calibration",
     "read_placement": "io",
+    "rebalance_experts": "rebalance",
     "resolve_model": "model",
 }
 
@@ -72,6 +91,7 @@ __all__ = [  # noqa: RUF022 (in the order of a solve)
     "Objective",
     "Risk",
     "Semantics",
+    "ReplicaSplit",
     "PlacementProblem",
     "make_problem",
     "Cancellation",
@@ -82,10 +102,18 @@ __all__ = [  # noqa: RUF022 (in the order of a solve)
     "Termination",
     "LowerBound",
     "lower_bound",
+    "layer_gaps",
     "CostBreakdown",
     "CostModel",
     "Comparison",
     "compare",
+    "CrossValidation",
+    "cross_validate",
+    "Frontier",
+    "frontier",
+    "Advice",
+    "advise",
+    "rebalance_experts",
     "Move",
     "Placement",
     "diff",
@@ -93,10 +121,11 @@ __all__ = [  # noqa: RUF022 (in the order of a solve)
     "InfeasibleError",
     "InputError",
     "NoPlacementFoundError",
+    "BackendError",
     "PlacementError",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

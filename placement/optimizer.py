@@ -12,7 +12,7 @@ from placement.bounds import LowerBound, lower_bound, tighter
 from placement.cost import CostBreakdown, CostModel
 from placement.errors import BackendError, InfeasibleError, InputError, NoPlacementFoundError, PlacementError
 from placement.plan import Placement
-from placement.portfolio import portfolio
+from placement.portfolio import num_searches, portfolio
 from placement.problem import Objective, PlacementProblem
 from placement.solution import Incumbent, Solution, Termination, relative_gap
 from placement.solvers.protocol import Solver, SolveRequest
@@ -104,6 +104,8 @@ def optimize(
     )
     names = portfolio(problem) if solver == "auto" else (solver,)
     solvers = [make_solver(name) for name in names]
+    if work_s is not None:
+        request = replace(request, work_s=work_s / num_searches(names))
     if max_moves is not None:
         solvers, request = _within(request, solvers, max_moves, clock)
     return _Portfolio(request, on_incumbent, clock).run(solvers)

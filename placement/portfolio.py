@@ -5,7 +5,10 @@ from __future__ import annotations
 from placement.problem import Objective, PlacementProblem, ReplicaSplit, Semantics
 from placement.solvers.registry import BASELINES
 
-__all__ = ["portfolio"]
+__all__ = ["num_searches", "portfolio"]
+
+SEARCHES = frozenset({"search", "chain", "split"})
+"""Solvers that take as much effort as they are given."""
 
 LIGHT_CLASSES = 5e6
 """Placements of one layer up to which a proof takes seconds."""
@@ -31,6 +34,11 @@ def portfolio(problem: PlacementProblem) -> tuple[str, ...]:
     if _is_light(problem):
         names.append("exact")
     return tuple(names)
+
+
+def num_searches(names: tuple[str, ...]) -> int:
+    """Return among how many solvers an effort is to be shared, at least 1."""
+    return max(1, len(SEARCHES.intersection(names)))
 
 
 def layers_are_coupled(problem: PlacementProblem) -> bool:
