@@ -28,7 +28,7 @@ def portfolio(problem: PlacementProblem) -> tuple[str, ...]:
         names.append("balance")
     if _hierarchy_helps(problem):
         names.append("hierarchy")
-    names.append("chain" if layers_are_coupled(problem) else "search")
+    names.append("chain" if problem.layers_are_coupled else "search")
     if problem.replica_split is not ReplicaSplit.EVEN and problem.num_slots > problem.num_experts:
         names.append("split")
     if _is_light(problem):
@@ -39,11 +39,6 @@ def portfolio(problem: PlacementProblem) -> tuple[str, ...]:
 def num_searches(names: tuple[str, ...]) -> int:
     """Return among how many solvers an effort is to be shared, at least 1."""
     return max(1, len(SEARCHES.intersection(names)))
-
-
-def layers_are_coupled(problem: PlacementProblem) -> bool:
-    """Whether what a layer costs depends on where its neighbours' experts are."""
-    return problem.semantics is Semantics.STAY_PUT and problem.objective is not Objective.BALANCE
 
 
 def _hierarchy_helps(problem: PlacementProblem) -> bool:

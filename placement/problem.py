@@ -209,6 +209,28 @@ class PlacementProblem:
             return "max/mean"
         return "hops/token" if self.semantics is Semantics.STAY_PUT else "devices/token"
 
+    @property
+    def layers_are_coupled(self) -> bool:
+        """Whether what a layer costs depends on where its neighbours' experts are."""
+        return self.semantics is Semantics.STAY_PUT and self.objective is not Objective.BALANCE
+
+    def one_layer(self, layer: int, *, profile: RoutingProfile | None = None) -> PlacementProblem:
+        """Return the problem of one layer alone: the same windows and slots.
+
+        Where layers are separate its objective is the layer's term of the whole objective.
+
+        Parameters
+        ----------
+        profile
+            Traffic of all layers to take the layer from; the problem's own by default.
+        """
+        whole, model = self.profile if profile is None else profile, self.model
+        tokens = None if whole.experts_TLK is None else whole.experts_TLK[:, [layer]]
+        alone = replace(whole, load_WLE=whole.load_WLE[:, [layer]], experts_TLK=tokens)
+        if model is not None:
+            model = replace(model, num_layers=1, moe_layer_ids=(), num_decoder_layers=0)
+        return replace(self, profile=alone, model=model)
+
     def with_profile(self, profile: RoutingProfile) -> PlacementProblem:
         """Return the same problem on other traffic."""
         return replace(self, profile=profile)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from placement.cost.links import Link
+from placement.cost.links import Link, counting_link
 from placement.cost.model import CostModel
 from placement.problem import Objective, Semantics
 from placement.profile import RoutingProfile
@@ -296,22 +296,8 @@ def _search_links(model: CostModel) -> tuple[Link, ...]:
     if problem.objective is Objective.BALANCE or problem.semantics is Semantics.ALLGATHER:
         return ()
     if problem.objective is Objective.TRAFFIC:
-        return (_token_link(problem.num_devices),)
+        return (counting_link(problem.num_devices),)
     return model.links
-
-
-def _token_link(num_devices: int) -> Link:
-    """A link that counts tokens per device."""
-    from placement.calibration import PiecewiseLinear
-
-    count = PiecewiseLinear.line(intercept=0.0, slope=1.0)
-    return Link(
-        name="device",
-        group_D=np.arange(num_devices),
-        enter_HG=np.ones((1 + num_devices, num_devices)),
-        dispatch=count,
-        combine=PiecewiseLinear.line(intercept=0.0, slope=0.0),
-    )
 
 
 def _loads(profile: RoutingProfile, layer: int, scenarios: Scenarios) -> FloatArray:

@@ -21,7 +21,7 @@ from placement.model import ModelShape
 from placement.problem import PlacementProblem, Semantics
 from placement.topology import Topology
 
-__all__ = ["Link", "links_of"]
+__all__ = ["Link", "counting_link", "links_of"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -54,6 +54,17 @@ class Link:
     def num_groups(self) -> int:
         """Groups of the link."""
         return int(self.enter_HG.shape[1])
+
+
+def counting_link(num_devices: int) -> Link:
+    """Return a link that counts the devices that tokens touch, for the traffic objective."""
+    return Link(
+        name="device",
+        group_D=np.arange(num_devices),
+        enter_HG=np.ones((1 + num_devices, num_devices)),
+        dispatch=PiecewiseLinear.line(intercept=0.0, slope=1.0),
+        combine=PiecewiseLinear.line(intercept=0.0, slope=0.0),
+    )
 
 
 def links_of(problem: PlacementProblem) -> tuple[Link, ...]:

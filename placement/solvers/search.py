@@ -114,10 +114,6 @@ def scenario_plan(problem: PlacementProblem, work_per_layer: float) -> ScenarioP
     )
 
 
-def _layers_are_coupled(problem: PlacementProblem) -> bool:
-    return problem.semantics is Semantics.STAY_PUT and problem.objective is not Objective.BALANCE
-
-
 class SearchSolver:
     """Local search of the exact objective over scenarios."""
 
@@ -134,7 +130,7 @@ class SearchSolver:
         start = greedy_placement(request.problem) if request.start is None else request.start
         request.problem.check_capacity(start)
         run = _Run(request, start)
-        coupled = _layers_are_coupled(request.problem)
+        coupled = request.problem.layers_are_coupled
         placement = run.sweep_layers() if coupled else run.separate_layers()
         _check_limit(request, placement)
         return placement
@@ -170,7 +166,7 @@ class _Run:
         self.problem = request.problem
         spare = self.problem.num_slots - self.problem.num_experts
         self.max_replicas = min(self.problem.num_devices, 1 + spare)
-        if _layers_are_coupled(self.problem):
+        if self.problem.layers_are_coupled:
             # Where a stay-put token goes depends on where it is: replicas are left to other solvers.
             self.max_replicas = max(1, int(start.replicas_LE.max()))
         work_s = default_work_s(self.problem) if request.work_s is None else request.work_s

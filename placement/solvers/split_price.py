@@ -29,7 +29,7 @@ from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem, ReplicaSplit, Semantics
 from placement.profile import RoutingProfile
 
-__all__ = ["Priced", "SplitPrice", "layer_costs", "one_layer", "sample_tokens"]
+__all__ = ["Priced", "SplitPrice", "layer_costs", "sample_tokens"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -89,16 +89,6 @@ def sample_tokens(profile: RoutingProfile, most: int, seed: int) -> RoutingProfi
         window_of_token_T=profile.window_of_token_T[kept],
         home_T=None if profile.home_T is None else profile.home_T[kept],
     )
-
-
-def one_layer(problem: PlacementProblem, layer: int, profile: RoutingProfile) -> PlacementProblem:
-    """Return the problem of one layer alone on a profile of all layers."""
-    model = problem.model
-    if model is not None:
-        model = replace(model, num_layers=1, moe_layer_ids=(), num_decoder_layers=0)
-    tokens = None if profile.experts_TLK is None else profile.experts_TLK[:, [layer]]
-    alone = replace(profile, load_WLE=profile.load_WLE[:, [layer]], experts_TLK=tokens)
-    return replace(problem, profile=alone, model=model)
 
 
 def layer_costs(model: CostModel, placement: Placement) -> FloatArray:

@@ -31,7 +31,7 @@ from placement.problem import Objective, PlacementProblem, ReplicaSplit, Semanti
 from placement.profile import RoutingProfile
 from placement.solvers.greedy import greedy_placement
 from placement.solvers.protocol import SolveRequest
-from placement.solvers.split_price import Priced, SplitPrice, layer_costs, one_layer, sample_tokens
+from placement.solvers.split_price import Priced, SplitPrice, layer_costs, sample_tokens
 
 __all__ = ["SplitRefineSolver", "relief"]
 
@@ -120,7 +120,7 @@ class _Refinement:
             for layer in range(self.problem.num_layers):
                 if self.request.stop():
                     return self.placement
-                price = SplitPrice(one_layer(self.problem, layer, profile), partial(self._goal, layer))
+                price = SplitPrice(self.problem.one_layer(layer, profile=profile), partial(self._goal, layer))
                 price.work_left = share * self.work_per_layer
                 self._keep(layer, self._improve(price, layer))
         return self.placement
@@ -235,7 +235,7 @@ class _Refinement:
         before_S = self.placement.physical_to_logical_map_LS[layer]
         if np.array_equal(row_S, before_S):
             return
-        alone = one_layer(self.problem, layer, self.problem.profile)
+        alone = self.problem.one_layer(layer)
         price = SplitPrice(alone, partial(self._goal, layer))
         after = price.placement(row_S)
         cost_W = layer_costs(price.model, after)[:, 0]
@@ -264,7 +264,7 @@ class _Refinement:
         best = _rank_of(model, self.placement)
         for layer in range(self.problem.num_layers):
             rng = np.random.default_rng([self.request.seed, layer])
-            price = SplitPrice(one_layer(self.problem, layer, self.problem.profile), _no_goal)
+            price = SplitPrice(self.problem.one_layer(layer), _no_goal)
             row_S = self.placement.physical_to_logical_map_LS[layer]
             left = evaluations
             for move in self._moves(price.price(row_S), price, rng):

@@ -25,7 +25,7 @@ from placement.plan import EMPTY
 from placement.problem import Objective, PlacementProblem, ReplicaSplit, Risk, Semantics, make_problem
 from placement.profile import RoutingProfile
 from placement.solution import Termination
-from placement.solvers.split_price import SplitPrice, one_layer, sample_tokens
+from placement.solvers.split_price import SplitPrice, sample_tokens
 from placement.solvers.split_refine import relief
 
 UNEVEN = [ReplicaSplit.HASH, ReplicaSplit.NEAREST, ReplicaSplit.LP]
@@ -59,11 +59,8 @@ def test_prices_are_the_cost_model_s(
     split: ReplicaSplit, semantics: Semantics, objective: Objective, calibration: Any
 ) -> None:
     """Priced from nothing, and by what a swap of two slots changes, move after move."""
-    problem = one_layer(
-        problem_of(1, split, semantics=semantics, objective=objective, calibration=calibration),
-        1,
-        problem_of(1, split).profile,
-    )
+    whole = problem_of(1, split, semantics=semantics, objective=objective, calibration=calibration)
+    problem = whole.one_layer(1, profile=problem_of(1, split).profile)
     rng = np.random.default_rng(2)
     model = CostModel(problem)
     price = SplitPrice(problem, lambda cost_W: float(cost_W.mean()))

@@ -52,7 +52,7 @@ def why_not(problem: PlacementProblem) -> str | None:
     if _why_not_risk(problem) is not None:
         return _why_not_risk(problem)
     layout = make_layout(CostModel(problem))
-    coupled = layers_are_coupled(problem)
+    coupled = is_chain(problem)
     if coupled:
         if chain_steps(problem, layout) <= MOST_CHAIN_STEPS:
             return None
@@ -69,10 +69,9 @@ def why_not(problem: PlacementProblem) -> str | None:
     return f"a chain of {problem.num_layers} layers with {layout.num_classes():.3g} placements each"
 
 
-def layers_are_coupled(problem: PlacementProblem) -> bool:
-    """Whether the cost of a layer depends on where the neighbouring layers' experts are."""
-    stays = problem.semantics is Semantics.STAY_PUT and problem.objective is not Objective.BALANCE
-    return stays and problem.num_layers > 1
+def is_chain(problem: PlacementProblem) -> bool:
+    """Whether there are several layers and they are coupled."""
+    return problem.layers_are_coupled and problem.num_layers > 1
 
 
 def _why_not_replicated(problem: PlacementProblem) -> str | None:

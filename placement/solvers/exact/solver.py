@@ -24,7 +24,7 @@ from placement.solvers.exact.proof import PROOF_STEP
 from placement.solvers.exact.replicated import repeat_layer, solve_replicated
 from placement.solvers.exact.rows import masks_of_layer, row_of_masks
 from placement.solvers.exact.separate import SeparateLayers
-from placement.solvers.exact.size import layers_are_coupled, why_not
+from placement.solvers.exact.size import is_chain, why_not
 from placement.solvers.greedy import greedy_placement
 from placement.solvers.protocol import SolveRequest
 
@@ -61,7 +61,7 @@ class ExactSolver:
             return solve_replicated(request)
         start = on_own_slots(request.model, request.start or greedy_placement(request.problem))
         request.report(start)
-        if layers_are_coupled(request.problem):
+        if is_chain(request.problem):
             from placement.solvers.exact.coupled import solve_coupled
 
             return solve_coupled(request, start)

@@ -1,13 +1,13 @@
-"""One layer of a problem on its own, and its contents as items that an integer program can place.
+"""The contents of one layer as items that an integer program can place.
 
 An item is one expert copy; how many copies an expert has is decided elsewhere.
 
-Shape letters: D devices, E experts, F free devices, I items, S slots, T tokens.
+Shape letters: I items, S slots.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,9 @@ from placement.cost.incremental import layer_row
 from placement.plan import EMPTY, Placement
 from placement.problem import PlacementProblem
 
-__all__ = ["LayerItems", "alone"]
+__all__ = ["LayerItems"]
 
 IntArray = npt.NDArray[np.int64]
-
-
-def alone(problem: PlacementProblem, layer: int) -> PlacementProblem:
-    """Return the problem of one layer: same windows, same slots.
-
-    For semantics whose layers are separate its objective is the layer's term of the whole objective.
-    """
-    profile, model = problem.profile, problem.model
-    tokens = None if profile.experts_TLK is None else profile.experts_TLK[:, [layer]]
-    one = replace(profile, load_WLE=profile.load_WLE[:, [layer]], experts_TLK=tokens)
-    if model is not None:
-        model = replace(model, num_layers=1, moe_layer_ids=(), num_decoder_layers=0)
-    return replace(problem, profile=one, model=model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from placement.cost import CostModel
 from placement.errors import InputError
 from placement.plan import Placement
-from placement.solvers.ilp.layer import LayerItems, alone
+from placement.solvers.ilp.layer import LayerItems
 from placement.solvers.ilp.program import LayerProgram, layer_program
 from placement.solvers.ilp.solver import check_separable, joined, starting_placement
 from placement.solvers.milp import solve_milp
@@ -102,7 +102,7 @@ class LnsSolver:
         return placement
 
     def _turn(self, request: SolveRequest, placement: Placement, layer: int) -> _LayerTurn:
-        model = CostModel(alone(request.problem, layer))
+        model = CostModel(request.problem.one_layer(layer))
         items = LayerItems.of(placement, layer)
         return _LayerTurn(
             model=model,

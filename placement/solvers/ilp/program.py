@@ -25,14 +25,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from placement.bounds.curves import convex_minorant
 from placement.calibration import PiecewiseLinear
 from placement.cost import CostModel
-from placement.cost.links import Link
+from placement.cost.links import Link, counting_link
 from placement.cost.model import home_loads
 from placement.errors import InputError
 from placement.problem import Objective, PlacementProblem, Semantics
@@ -92,7 +92,8 @@ def layer_program(
     Parameters
     ----------
     model
-        Cost model of a one-layer problem (see `alone`), of any semantics but stay-put; risk is the mean.
+        Cost model of a one-layer problem (`PlacementProblem.one_layer`), of any semantics but stay-put; risk
+        is the mean.
     items
         The layer as it is.
     free_devices
@@ -229,7 +230,7 @@ class _Assembly:
         if problem.objective is Objective.BALANCE or problem.semantics is Semantics.ALLGATHER:
             return ()
         if problem.objective is Objective.TRAFFIC:
-            return (_counting_link(problem.num_devices),)
+            return (counting_link(problem.num_devices),)
         return self.model.links
 
     def _limit_loads(self) -> None:
@@ -448,33 +449,10 @@ def _pair_volumes(problem: PlacementProblem, link: Link) -> FloatArray:
     return np.asarray(np.einsum("whe,hg->gew", home_load_WHE, link.enter_HG))
 
 
-def _counting_link(num_devices: int) -> Link:
-    """A link whose volume is the number of touched devices."""
-    count = PiecewiseLinear.line(intercept=0.0, slope=1.0)
-    return Link(
-        name="device",
-        group_D=np.arange(num_devices),
-        enter_HG=np.ones((1 + num_devices, num_devices)),
-        dispatch=count,
-        combine=count,
-    )
-
-
 def _convex_pieces(curve: PiecewiseLinear) -> list[tuple[float, float]]:
     """Slope and intercept of the lines whose maximum is the largest convex minorant of a rising curve."""
-    hull: list[tuple[float, float]] = []
-    far = 1e6 * float(curve.x[-1])
-    points = [(float(x), float(y)) for x, y in zip(curve.x, curve.y, strict=True)]
-    for point in [*points, (far, float(curve(far)))]:
-        while len(hull) > 1 and _not_convex(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    lines = []
-    for (x0, y0), (x1, y1) in pairwise(hull):
-        slope = (y1 - y0) / (x1 - x0)
-        lines.append((slope, y0 - slope * x0))
-    return list(dict.fromkeys(lines))
-
-
-def _not_convex(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    return (b[1] - a[1]) * (c[0] - b[0]) >= (c[1] - b[1]) * (b[0] - a[0])
+    hull = convex_minorant(curve)
+    slopes = np.diff(hull.y) / np.diff(hull.x)
+    return list(
+        dict.fromkeys(zip(slopes.tolist(), (hull.y[:-1] - slopes * hull.x[:-1]).tolist(), strict=True))
+    )

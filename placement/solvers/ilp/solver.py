@@ -16,7 +16,7 @@ from placement.cost import CostModel
 from placement.errors import InfeasibleError, InputError
 from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
-from placement.solvers.ilp.layer import LayerItems, alone
+from placement.solvers.ilp.layer import LayerItems
 from placement.solvers.ilp.program import NO_REPLICAS, LayerProgram, layer_program
 from placement.solvers.milp import MilpResult, MilpStatus, solve_milp
 from placement.solvers.protocol import SolveRequest
@@ -75,7 +75,7 @@ class IlpSolver:
         return placement
 
     def _solve_layer(self, request: SolveRequest, placement: Placement, layer: int) -> Placement:
-        model = CostModel(alone(request.problem, layer))
+        model = CostModel(request.problem.one_layer(layer))
         items = LayerItems.of(placement, layer)
         program = layer_program(model, items, np.arange(request.problem.num_devices))
         result = self._run(request, program)

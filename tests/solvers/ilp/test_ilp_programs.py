@@ -11,7 +11,7 @@ from placement.cost import CostModel
 from placement.errors import InfeasibleError, InputError
 from placement.plan import Placement
 from placement.problem import DATA_SHEET, Objective, PlacementProblem, Risk, Semantics, make_problem
-from placement.solvers.ilp.layer import LayerItems, alone
+from placement.solvers.ilp.layer import LayerItems
 from placement.solvers.ilp.neighbourhood import LnsSolver
 from placement.solvers.ilp.program import layer_program
 from placement.solvers.ilp.solver import IlpSolver
@@ -104,7 +104,7 @@ def one_layer(seed: int = 4, **options: object) -> tuple[CostModel, LayerItems, 
     profile = random_profile(rng, tokens=200, layers=2, experts=8, top_k=3, windows=4)
     problem = make_problem(profile, cluster([0, 0, 1, 1]), calibration=LINEAR, **options)  # type: ignore[arg-type]
     placement = random_placement(rng, problem)
-    return CostModel(alone(problem, 1)), LayerItems.of(placement, 1), placement
+    return CostModel(problem.one_layer(1)), LayerItems.of(placement, 1), placement
 
 
 def test_a_layer_alone_is_the_layers_share_of_the_objective() -> None:
@@ -115,7 +115,7 @@ def test_a_layer_alone_is_the_layers_share_of_the_objective() -> None:
     placement = random_placement(rng, problem)
     shares = []
     for layer in range(3):
-        one = alone(problem, layer)
+        one = problem.one_layer(layer)
         shares.append(CostModel(one).objective(LayerItems.of(placement, layer).placement(one)))
     assert sum(shares) == pytest.approx(CostModel(problem).objective(placement), rel=1e-12)
 
