@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -62,7 +63,20 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its documented code."""
+    _keep_output_to_ourselves()
     sys.exit(run(arguments))
+
+
+def _keep_output_to_ourselves() -> None:
+    """Leave standard output to our results: solvers in C++ print remarks of their own there."""
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None:
+        return
+    sys.stdout.flush()
+    ours = os.dup(sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def run(arguments: list[str] | None = None) -> int:

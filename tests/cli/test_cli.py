@@ -351,3 +351,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """The version is one line."""
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("moe-placement 0.")
+
+
+def test_nothing_but_results_reaches_standard_output() -> None:
+    """What C++ libraries print below Python is dropped; what Python prints arrives."""
+    code = (
+        "import os, sys\n"
+        "from placement.cli import app\n"
+        "app.run = lambda arguments: os.write(1, b'remark of a solver') and print('result') or 0\n"
+        "app.main([])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("result\n", "")
