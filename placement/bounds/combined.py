@@ -2,7 +2,8 @@
 
 Every bound holds for the windows, costs and slots of the problem, whatever the placement. Balance and traffic
 pull against each other, so where every expert has one replica the fullest load and the tokens' touches are
-bounded together: over all partitions of experts at once, by one relaxation for each layer.
+bounded together: over all partitions of experts at once, by one relaxation for each layer. Where all groups
+that there could be can be listed, a program over them proves more.
 
 Shape letters: W windows, L layers, E experts.
 """
@@ -10,6 +11,7 @@ Shape letters: W windows, L layers, E experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from placement.bounds.exchanges import (
     least_mean_moves,
     least_mean_volumes,
 )
+from placement.bounds.grouped import least_grouped_load, least_grouped_step, least_grouped_touches
 from placement.bounds.hops import least_chain_hops, least_hops
 from placement.bounds.loads import LayerLoads, layer_loads, least_mean_load, max_replicas
 from placement.bounds.partition import relax
@@ -35,10 +38,13 @@ __all__ = ["lower_bound"]
 
 FloatArray = npt.NDArray[np.float64]
 
-STEPS = 80
+STEPS = 160
 """Steps of a relaxation of 64 experts at an effort of 1; fewer of larger ones, as each takes longer."""
 
 FEWEST_STEPS = 16
+
+ROUNDS = 5
+"""Programs over whole groups at an effort of 1."""
 
 
 def lower_bound(model: CostModel, *, effort: float = 1.0) -> LowerBound:
@@ -53,23 +59,28 @@ def lower_bound(model: CostModel, *, effort: float = 1.0) -> LowerBound:
         Relaxations take so many times their usual steps; at 0 as few as are worth it.
     """
     problem = model.problem
-    steps = _steps(problem, effort)
+    work = _Work(steps=_steps(problem, effort), rounds=max(1, round(effort * ROUNDS)))
     if problem.objective is Objective.TRAFFIC:
-        return _least_traffic(problem, steps=steps)
+        return _least_traffic(problem, work)
     loads = [layer_loads(model, layer) for layer in range(problem.num_layers)]
     floor_WL = np.stack([load.floor_W for load in loads], axis=1)
     if problem.objective is Objective.BALANCE:
-        mean_L = np.array([_least_load(problem, load, steps=steps) for load in loads])
+        mean_L = np.array([_least_load(problem, load, work) for load in loads])
         return _summarise(problem, floor_WL, floor_WL.ravel(), mean_L)
     exchange_WL = exchange_floors(model)
     mean_L = np.array(
-        [
-            _least_step(model, layer, load, exchange_WL[:, layer], steps=steps)
-            for layer, load in enumerate(loads)
-        ]
+        [_least_step(model, layer, load, exchange_WL[:, layer], work) for layer, load in enumerate(loads)]
     )
     total_WL = floor_WL + exchange_WL
     return _summarise(problem, total_WL, total_WL.sum(axis=1), mean_L)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What to spend on each layer: steps of a relaxation, programs over whole groups."""
+
+    steps: int
+    rounds: int
 
 
 def _steps(problem: PlacementProblem, effort: float) -> int:
@@ -101,32 +112,43 @@ def _fullest_load(loads: LayerLoads) -> FullestLoad:
     return FullestLoad(load_WE=loads.total_WE / num_windows, floor_W=loads.floor_W / num_windows)
 
 
-def _least_load(problem: PlacementProblem, loads: LayerLoads, *, steps: int) -> float:
+def _least_load(problem: PlacementProblem, loads: LayerLoads, work: _Work) -> float:
     """Bound the mean over windows of a layer's fullest device."""
     if not _can_relax(problem):
         return least_mean_load(loads, spare_slots=problem.num_slots - problem.num_experts)
     groups = groups_of_link(problem, np.arange(problem.num_devices))
-    return max(float(loads.floor_W.mean()), relax([_fullest_load(loads)], groups, steps=steps))
+    return max(
+        float(loads.floor_W.mean()),
+        relax([_fullest_load(loads)], groups, steps=work.steps),
+        least_grouped_load(problem, loads, rounds=work.rounds),
+    )
 
 
 def _least_step(
-    model: CostModel, layer: int, loads: LayerLoads, exchange_W: FloatArray, *, steps: int
+    model: CostModel, layer: int, loads: LayerLoads, exchange_W: FloatArray, work: _Work
 ) -> float:
     """Bound the mean over windows of a layer's step cost."""
+    grouped = least_grouped_step(model, layer, loads, exchange_W, rounds=work.rounds)
+    return max(grouped, _least_relaxed_step(model, layer, loads, exchange_W, work))
+
+
+def _least_relaxed_step(
+    model: CostModel, layer: int, loads: LayerLoads, exchange_W: FloatArray, work: _Work
+) -> float:
     problem = model.problem
     if problem.semantics is Semantics.STAY_PUT:
-        moves = least_mean_moves(model, layer, steps=steps)
-        return _least_load(problem, loads, steps=steps) + max(float(exchange_W.mean()), moves)
+        moves = least_mean_moves(model, layer, steps=work.steps)
+        return _least_load(problem, loads, work) + max(float(exchange_W.mean()), moves)
     if problem.semantics is not Semantics.DISPATCH:
-        return _least_load(problem, loads, steps=steps) + float(exchange_W.mean())
+        return _least_load(problem, loads, work) + float(exchange_W.mean())
     if _can_relax(problem) and has_one_line(model):
-        return _least_joint(model, layer, loads, exchange_W, steps=steps)
-    volumes = least_mean_volumes(model, layer, steps=steps)
+        return _least_joint(model, layer, loads, exchange_W, steps=work.steps)
+    volumes = least_mean_volumes(model, layer, steps=work.steps)
     exchange = max(float(exchange_W.mean()), least_mean_exchange(model, volumes))
-    apart = _least_load(problem, loads, steps=steps) + exchange
+    apart = _least_load(problem, loads, work) + exchange
     if not _can_relax(problem):
         return apart
-    return max(apart, _least_joint(model, layer, loads, exchange_W, near_J=volumes, steps=steps))
+    return max(apart, _least_joint(model, layer, loads, exchange_W, near_J=volumes, steps=work.steps))
 
 
 def _least_joint(
@@ -145,18 +167,24 @@ def _least_joint(
     return joint.constant + relax([_fullest_load(loads), joint.term], joint.groups, steps=steps)
 
 
-def _least_traffic(problem: PlacementProblem, *, steps: int) -> LowerBound:
+def _least_traffic(problem: PlacementProblem, work: _Work) -> LowerBound:
     """Bound fanout, or hops, of each layer, and their mean."""
     groups = groups_of_link(problem, np.arange(problem.num_devices))
     layers = range(problem.num_layers)
     if problem.semantics is Semantics.DISPATCH:
         fanout_L = np.array(
-            [least_touches(problem, layer, groups, inside_only=False, steps=steps) for layer in layers]
+            [
+                max(
+                    least_touches(problem, layer, groups, inside_only=False, steps=work.steps),
+                    least_grouped_touches(problem, layer, rounds=2 * work.rounds),
+                )
+                for layer in layers
+            ]
         )
         return LowerBound(value=float(fanout_L.mean()), layer_L=fanout_L)
-    hops = [least_hops(problem, layer, groups, inside_only=False, steps=steps) for layer in layers[1:]]
+    hops = [least_hops(problem, layer, groups, inside_only=False, steps=work.steps) for layer in layers[1:]]
     boundaries = max(1, problem.num_layers - 1)
     # The objective is a mean over the boundaries between layers, a layer's share one over layers.
     hops_L = np.array([0.0, *hops]) * (problem.num_layers / boundaries)
-    chained = least_chain_hops(problem, groups, steps=steps) / boundaries
+    chained = least_chain_hops(problem, groups, steps=work.steps) / boundaries
     return LowerBound(value=max(float(hops_L.mean()), chained), layer_L=hops_L)

@@ -28,12 +28,15 @@ from placement.problem import PlacementProblem, Semantics
 from placement.profile import RoutingProfile
 
 __all__ = [
+    "Entering",
+    "entering_of",
     "exchange_floors",
     "has_one_line",
     "joint_exchange",
     "least_mean_exchange",
     "least_mean_moves",
     "least_mean_volumes",
+    "link_of_devices",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,7 +78,7 @@ def _volume_floors(problem: PlacementProblem, link: Link) -> FloatArray:
         return np.asarray(volume_WL)
     tokens_WL = np.repeat(_sampled_windows(profile)[:, None], profile.num_layers, axis=1)
     touched = -(-profile.top_k // groups_of_link(problem, link.group_D).slots)
-    entering = _entering(profile, link)
+    entering = entering_of(profile, link)
     paid_WL = np.maximum(tokens_WL * touched - entering.free_W[:, None], 0.0)
     volume_WL = paid_WL * (entering.per_touch / link.num_groups)
     if single:
@@ -94,7 +97,7 @@ def _least_entering(profile: RoutingProfile, link: Link) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Entering:
+class Entering:
     """What tokens add to the groups that they touch: ``per_touch`` for each, save for some that are free.
 
     Parameters
@@ -110,24 +113,24 @@ class _Entering:
     free_W: FloatArray
 
 
-def _entering(profile: RoutingProfile, link: Link) -> _Entering:
+def entering_of(profile: RoutingProfile, link: Link) -> Entering:
     """Return what tokens add to the groups that they touch under dispatch."""
     free_W = np.zeros(profile.num_windows)
     if profile.home_T is None:
-        return _Entering(per_touch=float(link.enter_HG[0].min()), free_W=free_W)
+        return Entering(per_touch=float(link.enter_HG[0].min()), free_W=free_W)
     home_H = np.unique(profile.home_T)
     away_HG = link.group_D[home_H][:, None] != np.arange(link.num_groups)
     # A token of unknown home enters every group in part.
     away_HG |= home_H[:, None] < 0
     enter_HG = link.enter_HG[home_H + 1]
     if float(enter_HG.min()) > 0:
-        return _Entering(per_touch=float(enter_HG.min()), free_W=free_W)
+        return Entering(per_touch=float(enter_HG.min()), free_W=free_W)
     assert profile.window_of_token_T is not None
     known_T = profile.token_weight_T * (profile.home_T >= 0)
     count_W = np.bincount(profile.window_of_token_T, weights=known_T, minlength=profile.num_windows + 1)
     free_W = np.asarray(count_W[:-1], dtype=np.float64)
     per_touch = float(enter_HG.min(where=away_HG, initial=np.inf))
-    return _Entering(per_touch=per_touch if np.isfinite(per_touch) else 0.0, free_W=free_W)
+    return Entering(per_touch=per_touch if np.isfinite(per_touch) else 0.0, free_W=free_W)
 
 
 def least_mean_volumes(model: CostModel, layer: int, *, steps: int) -> list[float]:
@@ -136,7 +139,7 @@ def least_mean_volumes(model: CostModel, layer: int, *, steps: int) -> list[floa
     tokens = float(_sampled_windows(problem.profile).mean())
     volumes = []
     for link in model.links:
-        entering = _entering(problem.profile, link)
+        entering = entering_of(problem.profile, link)
         groups = groups_of_link(problem, link.group_D)
         touched = 0.0
         if entering.per_touch > 0:
@@ -171,6 +174,12 @@ def least_mean_moves(model: CostModel, layer: int, *, steps: int) -> float:
             volume = hops * tokens * enter / link.num_groups
             best = max(best, float(convex_minorant(link.dispatch)(volume)))
     return best
+
+
+def link_of_devices(model: CostModel) -> Link | None:
+    """Return the link whose groups are single devices, if there is one."""
+    singles = [link for link in model.links if link.num_groups == model.problem.num_devices]
+    return singles[0] if singles else None
 
 
 def has_one_line(model: CostModel) -> bool:
@@ -222,14 +231,13 @@ def joint_exchange(
         None if no link enters single devices, or entering them costs nothing more.
     """
     problem, profile = model.problem, model.problem.profile
-    devices = [j for j, link in enumerate(model.links) if link.num_groups == problem.num_devices]
-    if not devices:
+    link = link_of_devices(model)
+    if link is None:
         return None
-    link = model.links[devices[0]]
-    near = near_J[devices[0]] if near_J else 0.0
+    near = near_J[model.links.index(link)] if near_J else 0.0
     lines = [tangent(convex_minorant(curve), near) for curve in (link.dispatch, link.combine)]
     intercept, slope = (float(sum(column)) for column in zip(*lines, strict=True))
-    entering = _entering(profile, link)
+    entering = entering_of(profile, link)
     per_touch = slope * entering.per_touch / (link.num_groups * profile.num_windows)
     if per_touch == 0.0:
         return None

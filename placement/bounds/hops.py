@@ -33,6 +33,8 @@ CHAIN_PLACES = 192
 PAIR_PLACES = 640
 """Places of two layers beyond which a relaxation takes too long."""
 
+ROUNDING = 1e-12
+"""What sums of transitions are stepped back by."""
 
 LEVEL = np.array([[1.0, -1.0], [-1.0, 1.0]])
 
@@ -60,7 +62,7 @@ def least_hops(
 ) -> float:
     """Bound the share of tokens that hop between groups into a layer, from the layer before.
 
-    With replicas, experts may follow a token anywhere: no bound.
+    With replicas only the strongest transitions bound them.
 
     Parameters
     ----------
@@ -73,11 +75,13 @@ def least_hops(
     steps
         Eigenvalue decompositions to spend.
     """
-    if max_replicas(problem) > 1 or groups.num_groups == 1:
+    if groups.num_groups == 1:
         return 0.0
     share_EE = _transitions(problem, layer, inside_only=inside_only)
-    least = max(0.0, 1.0 - _strongest(share_EE, groups.slots))
-    if 2 * groups.num_places > PAIR_PLACES:
+    single = max_replicas(problem) == 1
+    spare_slots = 0 if single else problem.num_slots - problem.num_experts
+    least = max(0.0, 1.0 - _strongest(share_EE, groups.slots, spare_slots) * (1.0 + ROUNDING))
+    if not single or 2 * groups.num_places > PAIR_PLACES:
         return least
     return max(least, _relax_chain([share_EE], groups, steps=steps))
 
@@ -121,11 +125,21 @@ def _transitions(problem: PlacementProblem, layer: int, *, inside_only: bool) ->
     return np.asarray(count.reshape(profile.num_experts, profile.num_experts) / count.sum())
 
 
-def _strongest(share_EE: FloatArray, slots: int) -> float:
-    """Bound what is kept by every expert's `slots` strongest transitions, out or in."""
-    kept_out = -np.sort(-share_EE, axis=1)[:, :slots].sum()
-    kept_in = -np.sort(-share_EE, axis=0)[:slots].sum()
-    return float(min(kept_out, kept_in))
+def _strongest(share_EE: FloatArray, slots: int, spare_slots: int) -> float:
+    """Bound what is kept by every expert's strongest transitions, out or in: `slots` for each replica.
+
+    The spare slots go to the experts whose next `slots` transitions are the strongest.
+    """
+    return min(_strongest_rows(rows_EE, slots, spare_slots) for rows_EE in (share_EE, share_EE.T))
+
+
+def _strongest_rows(share_EE: FloatArray, slots: int, spare_slots: int) -> float:
+    num_experts = len(share_EE)
+    sorted_EE = -np.sort(-share_EE, axis=1)
+    # One block of `slots` transitions for each replica of an expert, the first block for its only one.
+    kept_EB = np.add.reduceat(sorted_EE, np.arange(0, num_experts, slots), axis=1)
+    further = -np.sort(-kept_EB[:, 1:], axis=None)[:spare_slots]
+    return float(kept_EB[:, 0].sum() + further.sum())
 
 
 def _line(shares: Sequence[FloatArray], *, level: bool) -> Line:
