@@ -12,11 +12,11 @@ from placement.bounds import LowerBound, lower_bound, tighter
 from placement.cost import CostBreakdown, CostModel
 from placement.errors import BackendError, InfeasibleError, InputError, NoPlacementFoundError, PlacementError
 from placement.plan import Placement
-from placement.portfolio import num_searches, portfolio
+from placement.portfolio import QUICK, num_searches, portfolio
 from placement.problem import Objective, PlacementProblem
 from placement.solution import Incumbent, Solution, Termination, relative_gap
 from placement.solvers.protocol import Solver, SolveRequest
-from placement.solvers.registry import BASELINES, make_solver
+from placement.solvers.registry import make_solver
 from placement.solvers.search import default_work_s
 from placement.stopping import Never, StoppingCriterion
 
@@ -156,7 +156,7 @@ class _Portfolio:
             self._offer(self.request.start, "start")
         errors: list[PlacementError] = []
         for solver in solvers:
-            if solver.name not in BASELINES:
+            if solver.name not in QUICK:
                 self._compute_bound()
             if self.best is not None and (self.request.stop() or self._is_near()):
                 self.stopped = self.request.stop()
@@ -174,7 +174,7 @@ class _Portfolio:
         """Bound the objective, once."""
         if not self.bounded:
             self.bounded = True
-            self._prove(lower_bound(self.request.model))
+            self._prove(lower_bound(self.request.model, stop=self.request.stop))
 
     def _is_near(self) -> bool:
         """Whether the best placement is so near the bound that no other solver is worth its time."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from placement.problem import Objective, PlacementProblem, ReplicaSplit, Semantics
 from placement.solvers.registry import BASELINES
 
-__all__ = ["num_searches", "portfolio"]
+__all__ = ["QUICK", "num_searches", "portfolio"]
+
+QUICK = frozenset({*BASELINES, "balance", "hierarchy"})
+"""Solvers whose placements should not wait for a bound."""
 
 SEARCHES = frozenset({"search", "chain", "split"})
 """Solvers that take as much effort as they are given."""

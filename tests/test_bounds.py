@@ -169,3 +169,25 @@ def test_hops_are_bounded_by_the_strongest_transitions(devices: int, expected: f
     assert lower_bound(CostModel(problem)).value == pytest.approx(expected)
     if devices == 2:
         assert least_objective(problem) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"objective": "balance"},
+        {"objective": "traffic"},
+        {"objective": "traffic", "semantics": "stay-put"},
+    ],
+)
+@pytest.mark.parametrize("layers_done", [0, 1])
+def test_a_bound_that_is_stopped_is_still_a_bound(options: dict[str, object], layers_done: int) -> None:
+    """What is left is bounded by counting: no more than the whole bound, and more than nothing."""
+    profile = random_profile(np.random.default_rng(1), tokens=300, layers=3, experts=8, windows=4)
+    model = CostModel(make_problem(profile, cluster([0, 0, 0, 0]), calibration=LINEAR, **options))  # type: ignore[arg-type]
+    asked = iter(range(1000))
+    stopped = lower_bound(model, stop=lambda: next(asked) >= layers_done)
+    whole = lower_bound(model)
+    assert (stopped.layer_L <= whole.layer_L + 1e-12).all()
+    assert stopped.value <= whole.value
+    assert stopped.value > 0 or (options.get("semantics") == "stay-put" and layers_done == 0)

@@ -27,12 +27,13 @@ from placement.bounds.exchanges import (
 from placement.bounds.grouped import least_grouped_load, least_grouped_step, least_grouped_touches
 from placement.bounds.hops import least_chain_hops, least_hops
 from placement.bounds.loads import LayerLoads, layer_loads, least_mean_load, max_replicas
-from placement.bounds.partition import relax
+from placement.bounds.partition import Groups, relax
 from placement.bounds.terms import FullestLoad
 from placement.bounds.touched import WIDEST, groups_of_link, least_touches
 from placement.bounds.value import LowerBound
 from placement.cost import CostModel
 from placement.problem import Objective, PlacementProblem, Risk, Semantics
+from placement.stopping import Never, StoppingCriterion
 
 __all__ = ["lower_bound"]
 
@@ -47,7 +48,9 @@ ROUNDS = 5
 """Programs over whole groups at an effort of 1."""
 
 
-def lower_bound(model: CostModel, *, effort: float = 1.0) -> LowerBound:
+def lower_bound(
+    model: CostModel, *, effort: float = 1.0, stop: StoppingCriterion | None = None
+) -> LowerBound:
     """Bound the objective of a problem from below.
 
     Risk measures are bounded by the mean over windows for ``cvar95``, and window by window for ``p95``:
@@ -57,19 +60,28 @@ def lower_bound(model: CostModel, *, effort: float = 1.0) -> LowerBound:
     ----------
     effort
         Relaxations take so many times their usual steps; at 0 as few as are worth it.
+    stop
+        Once it says so, the layers that are left are bounded by counting alone.
     """
     problem = model.problem
-    work = _Work(steps=_steps(problem, effort), rounds=max(1, round(effort * ROUNDS)))
+    work = _Work(
+        steps=_steps(problem, effort),
+        rounds=max(1, round(effort * ROUNDS)),
+        stop=Never() if stop is None else stop,
+    )
     if problem.objective is Objective.TRAFFIC:
         return _least_traffic(problem, work)
     loads = [layer_loads(model, layer) for layer in range(problem.num_layers)]
     floor_WL = np.stack([load.floor_W for load in loads], axis=1)
     if problem.objective is Objective.BALANCE:
-        mean_L = np.array([_least_load(problem, load, work) for load in loads])
+        mean_L = np.array([0.0 if work.stop() else _least_load(problem, load, work) for load in loads])
         return _summarise(problem, floor_WL, floor_WL.ravel(), mean_L)
     exchange_WL = exchange_floors(model)
     mean_L = np.array(
-        [_least_step(model, layer, load, exchange_WL[:, layer], work) for layer, load in enumerate(loads)]
+        [
+            0.0 if work.stop() else _least_step(model, layer, load, exchange_WL[:, layer], work)
+            for layer, load in enumerate(loads)
+        ]
     )
     total_WL = floor_WL + exchange_WL
     return _summarise(problem, total_WL, total_WL.sum(axis=1), mean_L)
@@ -77,10 +89,11 @@ def lower_bound(model: CostModel, *, effort: float = 1.0) -> LowerBound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What to spend on each layer: steps of a relaxation, programs over whole groups."""
+    """What to spend on each layer: steps of a relaxation, programs over whole groups; and when to stop."""
 
     steps: int
     rounds: int
+    stop: StoppingCriterion
 
 
 def _steps(problem: PlacementProblem, effort: float) -> int:
@@ -172,19 +185,23 @@ def _least_traffic(problem: PlacementProblem, work: _Work) -> LowerBound:
     groups = groups_of_link(problem, np.arange(problem.num_devices))
     layers = range(problem.num_layers)
     if problem.semantics is Semantics.DISPATCH:
-        fanout_L = np.array(
-            [
-                max(
-                    least_touches(problem, layer, groups, inside_only=False, steps=work.steps),
-                    least_grouped_touches(problem, layer, rounds=2 * work.rounds),
-                )
-                for layer in layers
-            ]
-        )
+        # A token touches a device at least.
+        fanout_L = np.array([1.0 if work.stop() else _least_fanout(problem, i, groups, work) for i in layers])
         return LowerBound(value=float(fanout_L.mean()), layer_L=fanout_L)
-    hops = [least_hops(problem, layer, groups, inside_only=False, steps=work.steps) for layer in layers[1:]]
+    hops = [
+        0.0 if work.stop() else least_hops(problem, layer, groups, inside_only=False, steps=work.steps)
+        for layer in layers[1:]
+    ]
     boundaries = max(1, problem.num_layers - 1)
     # The objective is a mean over the boundaries between layers, a layer's share one over layers.
     hops_L = np.array([0.0, *hops]) * (problem.num_layers / boundaries)
-    chained = least_chain_hops(problem, groups, steps=work.steps) / boundaries
+    chained = 0.0 if work.stop() else least_chain_hops(problem, groups, steps=work.steps) / boundaries
     return LowerBound(value=max(float(hops_L.mean()), chained), layer_L=hops_L)
+
+
+def _least_fanout(problem: PlacementProblem, layer: int, groups: Groups, work: _Work) -> float:
+    """Bound the mean number of devices that a token touches in a layer."""
+    return max(
+        least_touches(problem, layer, groups, inside_only=False, steps=work.steps),
+        least_grouped_touches(problem, layer, rounds=2 * work.rounds),
+    )

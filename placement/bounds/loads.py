@@ -121,6 +121,12 @@ def least_mean_load(loads: LayerLoads, *, spare_slots: int) -> float:
         return best
     # A named expert leaves the floor standing, however many replicas it has.
     named_RWE = np.maximum(loads.split_RWE, loads.floor_W[:, None])
+    above_R = (named_RWE > loads.floor_W[:, None]).any(axis=(1, 2))
+    # Shares fall with replicas: past the first number that brings all to the floor nothing changes.
+    num_replicas = min(num_replicas, int(above_R.sum()) + 1)
+    named_RWE = named_RWE[:num_replicas]
+    if num_replicas == 1:
+        return best
     share_RE = np.zeros((num_replicas, loads.split_RWE.shape[2]))
     share_RE[0] = 1.0
     for step in range(REPLICA_STEPS):
