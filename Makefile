@@ -14,7 +14,7 @@ help:
 	@echo "make demo        record, compare, solve, apply, verify on the bundled model (demo/report.html)"
 	@echo "make test        all tests; make test-fast without those that run the model"
 	@echo "make lint        ruff and mypy"
-	@echo "make bench       the benchmark tables (benchmarks/results)"
+	@echo "make bench       the benchmark tables (benchmarks/results; hours)"
 	@echo "make clean       remove the environment and what was built"
 
 install: $(STAMP)
@@ -54,6 +54,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.picture
+	$(BIN)/python -m benchmarks.balancing
+	$(BIN)/python -m benchmarks.replicas
+	$(BIN)/python -m benchmarks.migration
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.solvers
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
