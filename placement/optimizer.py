@@ -24,6 +24,10 @@ __all__ = ["optimize"]
 
 OPTIMAL_GAP = 1e-9
 
+BOUND_EFFORT, LEAST_BOUND_EFFORT, MOST_BOUND_EFFORT = 0.6, 0.2, 4.0
+BOUND_WORK_S = 10.0
+"""Effort of the bound of a solve that takes this long; deeper solves prove more."""
+
 ENOUGH_GAP = 5e-4
 """Gap below which the portfolio runs no further solver: less than any traffic is predicted to."""
 
@@ -133,6 +137,13 @@ def _within(
     return [ChangeSolver(max_moves=max_moves, prefer=free.placement)], request
 
 
+def _bound_effort(work_s: float | None) -> float:
+    """Choose the effort of the bound by that of the solve: about half of a default solve's time."""
+    if work_s is None:
+        return BOUND_EFFORT
+    return float(np.clip(BOUND_EFFORT * work_s / BOUND_WORK_S, LEAST_BOUND_EFFORT, MOST_BOUND_EFFORT))
+
+
 @dataclass(eq=False)
 class _Portfolio:
     """Solvers run in turn on one problem, each from the best so far."""
@@ -174,7 +185,11 @@ class _Portfolio:
         """Bound the objective, once."""
         if not self.bounded:
             self.bounded = True
-            self._prove(lower_bound(self.request.model, stop=self.request.stop))
+            self._prove(
+                lower_bound(
+                    self.request.model, effort=_bound_effort(self.request.work_s), stop=self.request.stop
+                )
+            )
 
     def _is_near(self) -> bool:
         """Whether the best placement is so near the bound that no other solver is worth its time."""
