@@ -152,7 +152,7 @@ class _Portfolio:
     on_incumbent: Callable[[Incumbent], None]
     clock: Callable[[], float]
     bound: LowerBound = field(init=False)
-    bounded: bool = False
+    counted: bool = False
     best: tuple[Placement, CostBreakdown, str] | None = None
     incumbents: list[Incumbent] = field(default_factory=list)
     candidates: dict[str, float] = field(default_factory=dict)
@@ -161,14 +161,14 @@ class _Portfolio:
 
     def run(self, solvers: Sequence[Solver]) -> Solution:
         self.began_s = self.clock()
-        # No cost is below 0. What is better takes time, which the first placements need not wait for.
+        # No cost is below 0.
         self.bound = LowerBound(value=0.0, layer_L=np.zeros(self.request.problem.num_layers))
         if self.request.start is not None:
             self._offer(self.request.start, "start")
         errors: list[PlacementError] = []
         for solver in solvers:
-            if solver.name not in QUICK:
-                self._compute_bound()
+            if solver.name not in QUICK and not self.request.stop():
+                self._bound_by_counting()
             if self.best is not None and (self.request.stop() or self._is_near()):
                 self.stopped = self.request.stop()
                 break
@@ -178,18 +178,21 @@ class _Portfolio:
                 # What one solver cannot do another may.
                 self.skipped[solver.name] = str(exc)
                 errors.append(exc)
-        self._compute_bound()
+        self._bound_by_counting()
+        if self.best is not None and not self._is_near() and not self.request.stop():
+            self._prove(self._deep_bound())
         return self._solution(errors)
 
-    def _compute_bound(self) -> None:
-        """Bound the objective, once."""
-        if not self.bounded:
-            self.bounded = True
-            self._prove(
-                lower_bound(
-                    self.request.model, effort=_bound_effort(self.request.work_s), stop=self.request.stop
-                )
-            )
+    def _bound_by_counting(self) -> None:
+        """Bound the objective as well as that is at once; the first placements need not wait for it."""
+        if not self.counted:
+            self.counted = True
+            self._prove(lower_bound(self.request.model, stop=lambda: True))
+
+    def _deep_bound(self) -> LowerBound:
+        """Bound the objective in earnest, last: under a deadline the placement comes first."""
+        effort = _bound_effort(self.request.work_s)
+        return lower_bound(self.request.model, effort=effort, stop=self.request.stop)
 
     def _is_near(self) -> bool:
         """Whether the best placement is so near the bound that no other solver is worth its time."""

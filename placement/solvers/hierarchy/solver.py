@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from placement.cost import CostModel
 from placement.errors import InputError
 from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem
 from placement.solvers.balance.layers import device_starts
 from placement.solvers.hierarchy.groups import cluster_experts, group_homes
 from placement.solvers.protocol import SolveRequest
+from placement.solvers.split_price import sample_tokens
 
 __all__ = ["HierarchySolver", "layer_node_fanout"]
 
@@ -219,15 +221,26 @@ def _choose(request: SolveRequest, candidates: list[Placement]) -> IntArray:
     """Return the best candidate of each layer."""
     problem = request.problem
     if problem.objective is Objective.STEP_TIME:
-        costs = [request.model.evaluate(placement) for placement in candidates]
-        time_CL = [(c.experts_WL + c.dispatch_WL + c.combine_WL).mean(axis=0) for c in costs]
-        return np.asarray(np.argmin(time_CL, axis=0))
+        return np.asarray(np.argmin(_times(request, candidates), axis=0))
     balance_CL = np.stack([_layer_balance(problem, placement) for placement in candidates])
     visits_CL = np.stack([layer_node_fanout(problem, placement) for placement in candidates])
     if problem.objective is Objective.BALANCE:
         return _fewest_visits(visits_CL, balance_CL, BALANCE_LIMIT)
     excess_CL = np.maximum(balance_CL - problem.max_imbalance, 0.0)
     return np.asarray(np.lexsort((visits_CL, excess_CL), axis=0)[0])
+
+
+def _times(request: SolveRequest, candidates: list[Placement]) -> FloatArray:
+    """Mean step time of each layer on a sample of tokens, ``[candidates, layers]``; of fewer when stopped."""
+    profile = sample_tokens(request.problem.profile, MAX_TOKENS, request.seed)
+    model = CostModel(request.problem.with_profile(profile))
+    time_CL: list[FloatArray] = []
+    for placement in candidates:
+        if time_CL and request.stop():
+            break
+        cost = model.evaluate(placement)
+        time_CL.append((cost.experts_WL + cost.dispatch_WL + cost.combine_WL).mean(axis=0))
+    return np.stack(time_CL)
 
 
 def _fewest_visits(visits_CL: FloatArray, balance_CL: FloatArray, limit: float) -> IntArray:
