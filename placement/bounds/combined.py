@@ -47,6 +47,9 @@ FEWEST_STEPS = 16
 ROUNDS = 5
 """Programs over whole groups at an effort of 1."""
 
+FANOUT_ROUNDS = 4
+"""Further ones for fanout, whose programs have no windows and are quick."""
+
 
 def lower_bound(
     model: CostModel, *, effort: float = 1.0, stop: StoppingCriterion | None = None
@@ -203,5 +206,5 @@ def _least_fanout(problem: PlacementProblem, layer: int, groups: Groups, work: _
     """Bound the mean number of devices that a token touches in a layer."""
     return max(
         least_touches(problem, layer, groups, inside_only=False, steps=work.steps),
-        least_grouped_touches(problem, layer, rounds=2 * work.rounds),
+        least_grouped_touches(problem, layer, rounds=2 * work.rounds + FANOUT_ROUNDS),
     )
