@@ -130,9 +130,12 @@ def _panel(name: str, rows: list[dict[str, Any]], column: int, top: float) -> st
         return x, y
 
     parts = [f'<text x="{left}" y="{HEIGHT + MARGIN + 34}" font-weight="600">{escape(name)}</text>']
-    parts += [
-        f'<text x="{at(row, "solve_s")[0]:.0f}" y="{HEIGHT + MARGIN + 16}">{row[name]}</text>' for row in rows
-    ]
+    labelled = -math.inf
+    for row in rows:
+        x = at(row, "solve_s")[0]
+        if x - labelled > 26:  # a label's width
+            parts.append(f'<text x="{x:.0f}" y="{HEIGHT + MARGIN + 16}">{row[name]}</text>')
+            labelled = x
     for value in (0.1, 1.0, 10.0, 100.0):
         if value < top * 1.3:
             y = MARGIN + HEIGHT * (1 - (math.log(value) - low) / (high - low))
