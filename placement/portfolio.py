@@ -22,20 +22,20 @@ def portfolio(problem: PlacementProblem) -> tuple[str, ...]:
 
     - ``balance`` where loads are averages: it is within a thousandth of even in milliseconds;
     - ``hierarchy`` for step time and traffic over several nodes, as a start;
+    - ``exact`` where all placements of a layer can be gone through: after a proof nobody else runs;
     - ``chain`` where stay-put couples the layers, ``search`` elsewhere;
-    - ``split`` where the engine splits replicas otherwise than evenly;
-    - ``exact`` where all placements of a layer can be gone through.
+    - ``split`` where the engine splits replicas otherwise than evenly.
     """
     names = list(BASELINES)
     if problem.objective is Objective.BALANCE and problem.profile.num_windows == 1:
         names.append("balance")
     if _hierarchy_helps(problem):
         names.append("hierarchy")
+    if _is_light(problem):
+        names.append("exact")
     names.append("chain" if problem.layers_are_coupled else "search")
     if problem.replica_split is not ReplicaSplit.EVEN and problem.num_slots > problem.num_experts:
         names.append("split")
-    if _is_light(problem):
-        names.append("exact")
     return tuple(names)
 
 
