@@ -28,23 +28,28 @@ from placement.cost.layer_kernels import (
     rebuild,
     resettle,
     saved_tokens,
+    soft_power,
+    soft_root,
     state_value,
     swap_allowed,
     swap_value,
+)
+from placement.solvers.search_kernels import (
+    IMPROVES,
+    WORK,
+    ended,
+    is_spare,
+    may_hold,
+    random_below,
+    shuffle,
 )
 
 __all__ = ["NOT_MET", "explore_layer", "fall_layer", "rise_layer"]
 
 Array = npt.NDArray[Any]
 
-STOP, WORK, LIMIT = 0, 1, 2
-"""Elements of `control`."""
-
 NOT_MET = 1e300
 """Archived value of a number of moves that no state had; finite, for the loops assume finite numbers."""
-
-IMPROVES = 1e-9
-"""A change must win this share of the objective, so that rounding never counts as progress."""
 
 OVERLOAD_PENALTY = 100.0
 """Weight, in units of the layer's objective, of exceeding the load limit by its whole."""
@@ -62,31 +67,8 @@ PAIR_WORK = 20
 
 
 @nb.njit(**OPTIONS)
-def _ended(control: Array) -> bool:
-    return bool(control[STOP] != 0 or control[WORK] > control[LIMIT])
-
-
-@nb.njit(**OPTIONS)
-def _random_below(random: Array, bound: int) -> int:
-    """Draw from 0..bound-1 and advance the generator (xorshift64*)."""
-    x = random[0]
-    x ^= x >> np.uint64(12)
-    x ^= x << np.uint64(25)
-    x ^= x >> np.uint64(27)
-    random[0] = x
-    return int((x * np.uint64(2685821657736338717)) >> np.uint64(33)) % bound
-
-
-@nb.njit(**OPTIONS)
 def _generator(seed: int) -> Array:
     return np.array([np.uint64(seed) * np.uint64(2654435761) + np.uint64(88172645463325252)], np.uint64)
-
-
-@nb.njit(**OPTIONS)
-def _shuffle(order: Array, random: Array) -> None:
-    for index in range(order.size - 1, 0, -1):
-        other = _random_below(random, index + 1)
-        order[index], order[other] = order[other], order[index]
 
 
 @nb.njit(**OPTIONS)
@@ -177,27 +159,12 @@ def _archive(
 
 
 @nb.njit(**OPTIONS)
-def _power(value: float) -> float:
-    """Raise to the power of the norm that softens maxima, as the cost model's layers do."""
-    value *= value
-    value *= value
-    value *= value
-    return value * value
-
-
-@nb.njit(**OPTIONS)
-def _root(value: float) -> float:
-    """Return the root that undoes `_power`."""
-    return float(np.sqrt(np.sqrt(np.sqrt(np.sqrt(max(value, 0.0))))))
-
-
-@nb.njit(**OPTIONS)
 def _experts_value(layer: Layer, state: State) -> float:
     """Return the experts' part of the objective."""
     total = 0.0
     for w in range(layer.weight_W.size):
         if layer.soft:
-            total += layer.weight_W[w] * _root(state.device_power_W[w]) * state.scale_1J[0]
+            total += layer.weight_W[w] * soft_root(state.device_power_W[w]) * state.scale_1J[0]
         else:
             total += layer.weight_W[w] * state.device_top_3W[0, w]
     return total
@@ -218,11 +185,11 @@ def _gradient(layer: Layer, state: State) -> Array:
         power = state.device_power_W[w]
         if power <= 0.0:
             continue
-        slope = layer.weight_W[w] * _root(power) / power
+        slope = layer.weight_W[w] * soft_root(power) / power
         for device in range(grad_DW.shape[0]):
             share = state.device_cost_DW[device, w] * inverse
             if share > 0.0:
-                grad_DW[device, w] = slope * _power(share) / share
+                grad_DW[device, w] = slope * soft_power(share) / share
     return grad_DW
 
 
@@ -303,34 +270,18 @@ def _held_value(layer: Layer, state: State, item: int, target: int, cost_W: Arra
             cost_W += layer.cost_KREW[kind, added, target]
         for w in range(work_W.size):
             if layer.soft:
-                work_W[w] += _power(cost_W[w] * inverse) - _power(state.device_cost_DW[device, w] * inverse)
+                work_W[w] += soft_power(cost_W[w] * inverse) - soft_power(
+                    state.device_cost_DW[device, w] * inverse
+                )
             else:
                 work_W[w] = max(work_W[w], cost_W[w])
     total = 0.0
     for w in range(work_W.size):
         fullest = work_W[w]
         if layer.soft:
-            fullest = _root(fullest) * state.scale_1J[0]
+            fullest = soft_root(fullest) * state.scale_1J[0]
         total += layer.weight_W[w] * fullest
     return total
-
-
-@nb.njit(**OPTIONS)
-def _is_spare(state: State, item: int) -> bool:
-    """Return whether an item is empty, or one of several replicas."""
-    expert = state.expert_I[item]
-    return bool(expert < 0 or state.replicas_E[expert] > 1)
-
-
-@nb.njit(**OPTIONS)
-def _may_hold(layer: Layer, state: State, item: int, expert: int) -> bool:
-    """Return whether a spare item may hold another expert, or none."""
-    if expert == state.expert_I[item]:
-        return False
-    if expert < 0:
-        return True
-    apart = state.has_ED[expert, state.device_I[item]] == 0
-    return bool(apart and state.replicas_E[expert] < layer.cost_KREW.shape[1])
 
 
 @nb.njit(**OPTIONS)
@@ -430,7 +381,7 @@ def _easing_target(
     most_E = _most_won_by_holding(layer, state, grad_DW, item) if grad_DW.size > 0 else np.empty(0)
     priced = 0
     for candidate in range(EMPTY_ITEM, state.replicas_E.size):
-        if not _may_hold(layer, state, item, candidate):
+        if not may_hold(layer, state, item, candidate):
             continue
         change = _hold_moves(state, home_ED, item, candidate)
         if change > 0 and change > room:
@@ -459,7 +410,7 @@ def _sparing_target(layer: Layer, state: State, home_ED: Array, item: int, room:
     target, most = state.expert_I[item], 0
     control[WORK] += state.expert_I.size * layer.bits_EN.shape[1] // 8
     for candidate in range(state.replicas_E.size):
-        if not _may_hold(layer, state, item, candidate):
+        if not may_hold(layer, state, item, candidate):
             continue
         change = _hold_moves(state, home_ED, item, candidate)
         if change <= 0 or change <= room:
@@ -543,9 +494,9 @@ def _descend(
     spare = state.expert_I.size > state.replicas_E.size and layer.cost_KREW.shape[1] > 1
     order = np.arange(state.expert_I.size)
     improved, rate = True, 0.0
-    while improved and not _ended(control):
+    while improved and not ended(control):
         improved, rate = False, 0.0
-        _shuffle(order, random)
+        shuffle(order, random)
         for a in order:
             after, then, refused = _swap_item(
                 layer, state, home_ED, a, value, moves, price, cap, penalty, control
@@ -554,7 +505,7 @@ def _descend(
             if after != value:
                 value, moves, improved = after, then, True
                 _archive(record, state, moves, penalty, value_M, expert_MI, device_MI)
-            if spare and _is_spare(state, a):
+            if spare and is_spare(state, a):
                 after, then, refused = _retarget_item(
                     layer, state, home_ED, a, value, moves, price, cap, penalty, control
                 )
@@ -562,7 +513,7 @@ def _descend(
                 if after != value:
                     value, moves, improved = after, then, True
                     _archive(record, state, moves, penalty, value_M, expert_MI, device_MI)
-            if _ended(control):
+            if ended(control):
                 break
     return rate
 
@@ -615,7 +566,7 @@ def fall_layer(
         rate = _descend(
             layer, record, state, home_ED, price, cap, penalty, random, control, value_M, expert_MI, device_MI
         )
-        if _ended(control) or price <= lowest:
+        if ended(control) or price <= lowest:
             break
         price = min(FALL * price, 0.999 * rate)
         if price < max(lowest, LEAST_PRICE * scale):
@@ -648,7 +599,7 @@ def rise_layer(
         _descend(
             layer, record, state, home_ED, price, cap, penalty, random, control, value_M, expert_MI, device_MI
         )
-        if _ended(control) or _count_moves(state, home_ED) == 0:
+        if ended(control) or _count_moves(state, home_ED) == 0:
             break
         price *= RISE
 
@@ -657,11 +608,11 @@ def rise_layer(
 def _kick(layer: Layer, state: State, random: Array, control: Array) -> None:
     """Let two random items change places, or a random spare item hold a random expert or none."""
     num_items = state.expert_I.size
-    a, b = _random_below(random, num_items), _random_below(random, num_items)
+    a, b = random_below(random, num_items), random_below(random, num_items)
     spare = num_items > state.replicas_E.size and layer.cost_KREW.shape[1] > 1
-    if spare and _random_below(random, 2) == 0:
-        expert = _random_below(random, state.replicas_E.size + 1) - 1
-        if _is_spare(state, a) and _may_hold(layer, state, a, expert):
+    if spare and random_below(random, 2) == 0:
+        expert = random_below(random, state.replicas_E.size + 1) - 1
+        if is_spare(state, a) and may_hold(layer, state, a, expert):
             _hold(layer, state, a, expert, control)
     elif a != b and swap_allowed(layer, state, a, b):
         control[WORK] += _table_work(layer, state)
@@ -675,7 +626,7 @@ def _send_home(layer: Layer, state: State, home_ED: Array, random: Array, contro
     Of that device, an item that was moved there itself goes first: both may be home then.
     """
     num_items = state.expert_I.size
-    offset = _random_below(random, num_items)
+    offset = random_below(random, num_items)
     for index in range(num_items):
         a = (index + offset) % num_items
         expert = state.expert_I[a]
@@ -702,7 +653,7 @@ def _draw_point(value_M: Array, centre: int, random: Array) -> int:
     """Return a random number of moves near a centre that the archive has a state for; -1 for none."""
     reach = max(4, centre // 2)
     for _ in range(16):
-        moves = centre - reach + _random_below(random, 2 * reach + 1)
+        moves = centre - reach + random_below(random, 2 * reach + 1)
         if 0 <= moves < value_M.size and value_M[moves] < NOT_MET:
             return moves
     return -1
@@ -738,7 +689,7 @@ def explore_layer(
         first += 1
     state = _begin(layer, expert_MI[first].astype(np.int64), device_MI[first].astype(np.int64), control)
     penalty = OVERLOAD_PENALTY * abs(state_value(layer, state))
-    while not _ended(control):
+    while not ended(control):
         point = _draw_point(value_M, centre, random)
         if point < 0:
             point = first
@@ -747,13 +698,13 @@ def explore_layer(
         rebuild(layer, state)
         control[WORK] += _table_work(layer, state) * layer.kind_D.size // 2
         control[WORK] += state.expert_I.size * (4 * layer.kind_D.size + layer.weight_W.size)
-        for _ in range(1 + _random_below(random, 3)):
-            if _random_below(random, 3) == 0:
+        for _ in range(1 + random_below(random, 3)):
+            if random_below(random, 3) == 0:
                 _kick(layer, state, random, control)
             else:
                 _send_home(layer, state, home_ED, random, control)
-        price = highest * 2.0 ** -_random_below(random, 8)
-        cap = point + _random_below(random, 3)
+        price = highest * 2.0 ** -random_below(random, 8)
+        cap = point + random_below(random, 3)
         _descend(
             layer, record, state, home_ED, price, cap, penalty, random, control, value_M, expert_MI, device_MI
         )

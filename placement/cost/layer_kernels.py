@@ -42,6 +42,8 @@ __all__ = [
     "rebuild",
     "resettle",
     "saved_tokens",
+    "soft_power",
+    "soft_root",
     "state_value",
     "swap_allowed",
     "swap_estimate",
@@ -507,7 +509,7 @@ def _rank_groups(layer: Layer, state: State, link: int) -> None:
 
 
 @nb.njit(**OPTIONS)
-def _power(value: float) -> float:
+def soft_power(value: float) -> float:
     """Raise to `SOFT_POWER`."""
     value *= value
     value *= value
@@ -516,9 +518,9 @@ def _power(value: float) -> float:
 
 
 @nb.njit(**OPTIONS)
-def _root(value: float) -> float:
-    """Return the root that undoes `_power`."""
-    return np.sqrt(np.sqrt(np.sqrt(np.sqrt(max(value, 0.0)))))
+def soft_root(value: float) -> float:
+    """Return the root that undoes `soft_power`."""
+    return float(np.sqrt(np.sqrt(np.sqrt(np.sqrt(max(value, 0.0))))))
 
 
 @nb.njit(**OPTIONS)
@@ -533,7 +535,7 @@ def _sum_powers(value_GW: Array, num_groups: int, power_W: Array) -> float:
     power_W[:] = 0.0
     for group in range(num_groups):
         for w in range(power_W.size):
-            power_W[w] += _power(value_GW[group, w] / scale)
+            power_W[w] += soft_power(value_GW[group, w] / scale)
     return scale
 
 
@@ -610,7 +612,7 @@ def state_value(layer: Layer, state: State) -> float:
     for w in range(layer.weight_W.size):
         fullest = state.device_top_3W[0, w]
         if layer.soft:
-            fullest = _root(state.device_power_W[w]) * state.scale_1J[0]
+            fullest = soft_root(state.device_power_W[w]) * state.scale_1J[0]
         total += layer.weight_W[w] * fullest
     for link in range(layer.group_JD.shape[0]):
         _present_volume(layer, state, link, layer.weight_W.size)
@@ -625,7 +627,7 @@ def _present_volume(layer: Layer, state: State, link: int, num_scenarios: int) -
         volume_W[:] = state.volume_top_J3W[link, 0]
         return
     for w in range(num_scenarios):
-        volume_W[w] = _root(state.volume_power_JW[link, w]) * state.scale_1J[1 + link]
+        volume_W[w] = soft_root(state.volume_power_JW[link, w]) * state.scale_1J[1 + link]
 
 
 @nb.njit(**OPTIONS)
@@ -744,10 +746,10 @@ def _swapped_devices(layer: Layer, state: State, a: int, b: int, num_scenarios: 
         scale = state.scale_1J[0]
         inverse = 1.0 / scale
         for w in range(num_scenarios):
-            power = power_W[w] - _power(cost_i[w] * inverse) - _power(cost_j[w] * inverse)
-            power += _power((cost_i[w] - out_i[w] + in_i[w]) * inverse)
-            power += _power((cost_j[w] - out_j[w] + in_j[w]) * inverse)
-            total += weight_W[w] * _root(power)
+            power = power_W[w] - soft_power(cost_i[w] * inverse) - soft_power(cost_j[w] * inverse)
+            power += soft_power((cost_i[w] - out_i[w] + in_i[w]) * inverse)
+            power += soft_power((cost_j[w] - out_j[w] + in_j[w]) * inverse)
+            total += weight_W[w] * soft_root(power)
         return total * scale
     top_3W, id_3W = state.device_top_3W, state.device_top_id_3W
     for w in range(num_scenarios):
@@ -783,9 +785,9 @@ def _swapped_volume(layer: Layer, state: State, link: int, a: int, b: int, num_s
         scale = state.scale_1J[1 + link]
         inverse = 1.0 / scale
         for w in range(num_scenarios):
-            power = power_W[w] + _power(after_g[w] * inverse) + _power(after_h[w] * inverse)
-            power -= _power(volume_g[w] * inverse) + _power(volume_h[w] * inverse)
-            fullest_W[w] = _root(power) * scale
+            power = power_W[w] + soft_power(after_g[w] * inverse) + soft_power(after_h[w] * inverse)
+            power -= soft_power(volume_g[w] * inverse) + soft_power(volume_h[w] * inverse)
+            fullest_W[w] = soft_root(power) * scale
         return
     top_3W, id_3W = state.volume_top_J3W[link], state.volume_top_id_J3W[link]
     for w in range(num_scenarios):

@@ -28,7 +28,19 @@ from placement.cost.layer_kernels import (
     swap_value,
 )
 
-__all__ = ["LIMIT", "STOP", "WORK", "retarget_pass", "search_layer"]
+__all__ = [
+    "IMPROVES",
+    "LIMIT",
+    "STOP",
+    "WORK",
+    "ended",
+    "is_spare",
+    "may_hold",
+    "random_below",
+    "retarget_pass",
+    "search_layer",
+    "shuffle",
+]
 
 Array = npt.NDArray[Any]
 
@@ -46,13 +58,13 @@ IMPROVES = 1e-9
 
 
 @nb.njit(**OPTIONS)
-def _ended(control: Array) -> bool:
+def ended(control: Array) -> bool:
     """Return whether somebody wants the search to end, or its work is done."""
     return bool(control[STOP] != 0 or control[WORK] > control[LIMIT])
 
 
 @nb.njit(**OPTIONS)
-def _random_below(random: Array, bound: int) -> int:
+def random_below(random: Array, bound: int) -> int:
     """Draw from 0..bound-1 and advance the generator (xorshift64*)."""
     x = random[0]
     x ^= x >> np.uint64(12)
@@ -63,9 +75,10 @@ def _random_below(random: Array, bound: int) -> int:
 
 
 @nb.njit(**OPTIONS)
-def _shuffle(order: Array, random: Array) -> None:
+def shuffle(order: Array, random: Array) -> None:
+    """Put an array into random order, in place."""
     for index in range(order.size - 1, 0, -1):
-        other = _random_below(random, index + 1)
+        other = random_below(random, index + 1)
         order[index], order[other] = order[other], order[index]
 
 
@@ -154,9 +167,9 @@ def _descend(layer: Layer, state: State, random: Array, control: Array) -> float
     """Swap each item in turn with its best partner until a whole round has brought nothing."""
     value = state_value(layer, state)
     order = np.arange(state.expert_I.size)
-    _shuffle(order, random)
+    shuffle(order, random)
     turn, in_vain = 0, 0
-    while in_vain < order.size and not _ended(control):
+    while in_vain < order.size and not ended(control):
         after = _improve_item(layer, state, order[turn % order.size], value, control)
         in_vain = 0 if after < value else in_vain + 1
         value = after
@@ -199,7 +212,7 @@ def _best_swap(
 @nb.njit(**OPTIONS)
 def _repair_limit(layer: Layer, state: State, control: Array) -> None:
     """Swap items off overfull devices until every device keeps its load limit, or no swap helps."""
-    while not _ended(control):
+    while not ended(control):
         fullest = int(np.argmax(state.total_D))
         if state.total_D[fullest] <= layer.device_limit:
             return
@@ -269,14 +282,14 @@ def _retarget_estimate(layer: Layer, state: State, item: int, target: int, cost_
 
 
 @nb.njit(**OPTIONS)
-def _is_spare(state: State, item: int) -> bool:
+def is_spare(state: State, item: int) -> bool:
     """Return whether an item is empty, or one of several replicas."""
     expert = state.expert_I[item]
     return bool(expert < 0 or state.replicas_E[expert] > 1)
 
 
 @nb.njit(**OPTIONS)
-def _may_hold(layer: Layer, state: State, item: int, expert: int) -> bool:
+def may_hold(layer: Layer, state: State, item: int, expert: int) -> bool:
     """Return whether a spare item may hold another expert, or none."""
     if expert == state.expert_I[item]:
         return False
@@ -294,7 +307,7 @@ def _easing_target(layer: Layer, state: State, item: int, control: Array) -> int
     best = _devices_value(layer, state.device_cost_DW) * (1 - IMPROVES)
     control[WORK] += state.replicas_E.size * state.device_cost_DW.size
     for candidate in range(EMPTY_ITEM, state.replicas_E.size):
-        if _may_hold(layer, state, item, candidate):
+        if may_hold(layer, state, item, candidate):
             estimate = _retarget_estimate(layer, state, item, candidate, cost_DW)
             if estimate < best:
                 best, target = estimate, candidate
@@ -307,7 +320,7 @@ def _sparing_target(layer: Layer, state: State, item: int, control: Array) -> in
     target, most = state.expert_I[item], 0
     control[WORK] += state.expert_I.size * layer.bits_EN.shape[1] // 8
     for candidate in range(state.replicas_E.size):
-        if _may_hold(layer, state, item, candidate):
+        if may_hold(layer, state, item, candidate):
             saved = saved_tokens(layer, state, candidate, state.device_I[item])
             if saved > most:
                 most, target = saved, candidate
@@ -317,7 +330,7 @@ def _sparing_target(layer: Layer, state: State, item: int, control: Array) -> in
 @nb.njit(**OPTIONS)
 def _retarget_item(layer: Layer, state: State, item: int, value: float, control: Array) -> float:
     """Let a spare item hold the expert (or none) that helps most; return the value then."""
-    if not _is_spare(state, item):
+    if not is_spare(state, item):
         return value
     # What eases the fullest devices, or else spares traffic, is worth settling tokens for.
     after = _try_target(layer, state, item, _easing_target(layer, state, item, control), value, control)
@@ -358,9 +371,9 @@ def retarget_pass(layer: Layer, state: State, random: Array, control: Array) -> 
     """Offer every spare item (empty, or one of several replicas) its best expert, in random order."""
     value = state_value(layer, state)
     order = np.arange(state.expert_I.size)
-    _shuffle(order, random)
+    shuffle(order, random)
     for item in order:
-        if _ended(control):
+        if ended(control):
             break
         value = _retarget_item(layer, state, item, value, control)
     return value
@@ -371,7 +384,7 @@ def _settle(layer: Layer, state: State, random: Array, control: Array) -> float:
     """Alternate swaps and re-targeting until neither improves."""
     value = _descend(layer, state, random, control)
     has_spare = state.expert_I.size > state.replicas_E.size and layer.cost_KREW.shape[1] > 1
-    while has_spare and not _ended(control):
+    while has_spare and not ended(control):
         after = retarget_pass(layer, state, random, control)
         if after >= value - IMPROVES * abs(value):
             break
@@ -383,16 +396,16 @@ def _settle(layer: Layer, state: State, random: Array, control: Array) -> float:
 def _kick(layer: Layer, state: State, random: Array, control: Array) -> None:
     """Make a random change: two items change places, or a spare item holds another expert or none."""
     num_items, num_experts = state.expert_I.size, state.replicas_E.size
-    a, b = _random_below(random, num_items), _random_below(random, num_items)
+    a, b = random_below(random, num_items), random_below(random, num_items)
     has_spare = num_items > num_experts and layer.cost_KREW.shape[1] > 1
-    if not has_spare or _random_below(random, 2) == 0:
+    if not has_spare or random_below(random, 2) == 0:
         if a != b and swap_allowed(layer, state, a, b):
             apply_swap(layer, state, a, b)
         return
-    expert = _random_below(random, num_experts + 1) - 1
+    expert = random_below(random, num_experts + 1) - 1
     for offset in range(num_items):
         item = (a + offset) % num_items
-        if _is_spare(state, item) and _may_hold(layer, state, item, expert):
+        if is_spare(state, item) and may_hold(layer, state, item, expert):
             _hold(layer, state, item, expert, control)
             return
 
@@ -436,15 +449,15 @@ def search_layer(
     free_after_I = np.zeros(expert_I.size, np.int64)
     since_best = 0
     for iteration in range(1, tabu_iterations + 1):
-        if _ended(control) or since_best > tabu_iterations // 2:
+        if ended(control) or since_best > tabu_iterations // 2:
             break
         _, a, b = _best_swap(layer, state, free_after_I, iteration, best - IMPROVES * abs(best), control)
         if a < 0:
             break
         control[WORK] += _move_work(layer, state)
         apply_swap(layer, state, a, b)
-        free_after_I[a] = iteration + tenure + _random_below(random, tenure + 1)
-        free_after_I[b] = iteration + tenure + _random_below(random, tenure + 1)
+        free_after_I[a] = iteration + tenure + random_below(random, tenure + 1)
+        free_after_I[b] = iteration + tenure + random_below(random, tenure + 1)
         value = state_value(layer, state)
         since_best += 1
         if value < best - IMPROVES * abs(best):
