@@ -73,8 +73,12 @@ def test_placement_knows_neither_traces_nor_service(file: str) -> None:
 def test_heavy_imports_stay_in_their_rooms(file: str) -> None:
     """PyTorch in the runtime and the recorder, numba in kernel modules, fastapi in the service."""
     names = packages(file)
-    if not (file.startswith("placement/runtime/") or file == "traces/record.py"):
+    if not (
+        file.startswith(("placement/runtime/", "traces/record")) or file == "traces/importers/torch_file.py"
+    ):
         assert names & {"torch", "transformers"} == set()
+    if not file.startswith("traces/distributed/"):
+        assert "ray" not in names
     if not file.endswith("kernels.py"):
         assert "numba" not in names
     if not file.startswith("service/"):

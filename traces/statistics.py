@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from placement.errors import InputError
 from placement.profile import RoutingProfile
+from traces.source import TraceSource, read_all
 from traces.trace import UNKNOWN_DOMAIN, ExpertArray, IntArray, Trace
 
 __all__ = ["LayerSummary", "TraceSummary", "build_profile", "describe", "load_only_profile"]
@@ -26,7 +27,7 @@ _FIT_ROUNDS = 100
 
 
 def build_profile(
-    trace: Trace,
+    trace: Trace | TraceSource,
     *,
     window_tokens: int,
     max_sampled_tokens: int | None = None,
@@ -35,8 +36,8 @@ def build_profile(
 ) -> RoutingProfile:
     """Cut a trace into windows and count.
 
-    Loads are exact. Windows follow the recorded order. The tail, which fills no window, counts in
-    per-token figures alone.
+    Loads are exact. Windows follow the order in which tokens were routed (`Trace.interleave_ranks`). The
+    tail, which fills no window, counts in per-token figures alone.
 
     Parameters
     ----------
@@ -63,6 +64,7 @@ def build_profile(
     InputError
         If the trace holds no whole window, or the sample less than one token per window.
     """
+    trace = trace.interleave_ranks() if isinstance(trace, Trace) else read_all(trace)
     num_windows = trace.count_windows(window_tokens)
     token_T = _sample(num_windows, window_tokens, max_sampled_tokens, seed)
     whole = num_windows * window_tokens

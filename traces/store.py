@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from placement.errors import InputError
 from traces.files import check_size, reading, writing, writing_whole
-from traces.trace import MAX_EXPERTS, UNKNOWN_DOMAIN, Trace
+from traces.source import TraceHeader
+from traces.trace import UNKNOWN_DOMAIN, Trace
 
 __all__ = [
     "FORMAT",
@@ -46,7 +47,6 @@ FRAGMENT_TOKENS = 1 << 17
 _MANIFEST = re.compile(r"manifest\.rank(\d{5})\.json")
 _FRAGMENT = re.compile(r"rank(\d{5})-\d{5,}\.parquet")
 _MAX_RANK = 99_999
-_MAX_LAYERS = 1 << 14
 _TOKEN_COLUMNS: dict[str, Any] = {
     "sequence": pa.int64(),
     "position": pa.int64(),
@@ -63,54 +63,11 @@ _PARQUET: dict[str, Any] = {
 _ALL_OR_NONE = ("sequence", "position", "rank")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Header:
-    """What all fragments of a data set have in common."""
-
-    num_layers: int
-    num_experts: int
-    top_k: int
-    model_name: str | None
-    moe_layer_ids: tuple[int, ...] | None
-    domain_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_layers <= _MAX_LAYERS:
-            raise InputError(f"gives {self.num_layers!r} layers; 1 to {_MAX_LAYERS} are possible")
-        if not 1 <= self.top_k <= self.num_experts <= MAX_EXPERTS:
-            raise InputError(
-                f"gives top-{self.top_k} of {self.num_experts} experts; up to {MAX_EXPERTS} are possible"
-            )
-
-    @classmethod
-    def of(cls, trace: Trace) -> _Header:
-        return cls(
-            num_layers=trace.num_layers,
-            num_experts=trace.num_experts,
-            top_k=trace.top_k,
-            model_name=trace.model_name,
-            moe_layer_ids=trace.moe_layer_ids,
-            domain_names=trace.domain_names,
-        )
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype("u1" if self.num_experts <= 256 else "<u2")
-
-    @property
-    def schema(self) -> pa.Schema:
-        ids = pa.binary(self.top_k * self.dtype.itemsize)
-        fields = [pa.field(name, kind) for name, kind in _TOKEN_COLUMNS.items()]
-        fields += [pa.field(f"layer_{layer:03}", ids, nullable=False) for layer in range(self.num_layers)]
-        return pa.schema(fields)
-
-    def difference(self, other: _Header) -> str | None:
-        """Name the first field in which two headers differ, with both values."""
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if mine != theirs:
-                return f"{field.name} {theirs!r} against {mine!r}"
-        return None
+def _schema(header: TraceHeader) -> pa.Schema:
+    ids = pa.binary(header.top_k * header.dtype.itemsize)
+    fields = [pa.field(name, kind) for name, kind in _TOKEN_COLUMNS.items()]
+    fields += [pa.field(f"layer_{layer:03}", ids, nullable=False) for layer in range(header.num_layers)]
+    return pa.schema(fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +84,7 @@ class _Fragment:
 class _Manifest:
     """What one rank recorded."""
 
-    header: _Header
+    header: TraceHeader
     rank: int
     fragments: tuple[_Fragment, ...]
 
@@ -148,7 +105,7 @@ class _Manifest:
         if found != FORMAT:
             raise InputError(f"is of format {found!r}, not {FORMAT!r}")
         layer_ids = content["model"]["moe_layer_ids"]
-        header = _Header(
+        header = TraceHeader(
             num_layers=_count(content["num_layers"]),
             num_experts=_count(content["num_experts"]),
             top_k=_count(content["top_k"]),
@@ -229,7 +186,7 @@ class DatasetWriter:
     ) -> None:
         if fragment_tokens < 1:
             raise InputError(f"a fragment of {fragment_tokens} tokens is impossible; use at least 1")
-        self._header = _Header(
+        self._header = TraceHeader(
             num_layers=num_layers,
             num_experts=num_experts,
             top_k=top_k,
@@ -295,7 +252,7 @@ class DatasetWriter:
         """
         if self._closed:
             raise InputError(f"{self._path}: is closed; nothing can be appended")
-        difference = _Header.of(trace).difference(self._header)
+        difference = TraceHeader.of(trace).difference(self._header)
         if difference:
             raise InputError(f"{self._path}: the data set and the tokens appended to it differ: {difference}")
         self._check_recorded(trace)
@@ -392,7 +349,7 @@ def clear_dataset(path: str | Path) -> None:
                 file.unlink()
 
 
-def _prepare(path: Path, header: _Header, *, rank: int, overwrite: bool) -> None:
+def _prepare(path: Path, header: TraceHeader, *, rank: int, overwrite: bool) -> None:
     """Make the folder ready for this rank to write, or say why it must not."""
     if not 0 <= rank <= _MAX_RANK:
         raise InputError(f"{path}: rank {rank} is outside 0..{_MAX_RANK}")
@@ -411,7 +368,7 @@ def _prepare(path: Path, header: _Header, *, rank: int, overwrite: bool) -> None
             orphan.unlink()
 
 
-def _check_same_recording(path: Path, manifest: _Manifest, header: _Header, rank: int) -> None:
+def _check_same_recording(path: Path, manifest: _Manifest, header: TraceHeader, rank: int) -> None:
     if manifest.rank == rank:
         raise InputError(
             f"{path}: holds a data set of rank {rank} already; choose another output or overwrite it"
@@ -429,7 +386,7 @@ def _write_manifest(path: Path, manifest: _Manifest) -> None:
         file.write(text.encode())
 
 
-def _write_fragment(path: Path, header: _Header, traces: Sequence[Trace]) -> _Fragment:
+def _write_fragment(path: Path, header: TraceHeader, traces: Sequence[Trace]) -> _Fragment:
     tables = [_to_table(header, trace) for trace in traces]
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -448,7 +405,7 @@ def _write_fragment(path: Path, header: _Header, traces: Sequence[Trace]) -> _Fr
     )
 
 
-def _to_table(header: _Header, trace: Trace) -> pa.Table:
+def _to_table(header: TraceHeader, trace: Trace) -> pa.Table:
     columns: list[Any] = []
     for name, kind in _TOKEN_COLUMNS.items():
         values_T = getattr(trace, f"{name}_T")
@@ -463,7 +420,7 @@ def _to_table(header: _Header, trace: Trace) -> pa.Table:
         columns.append(
             pa.FixedSizeBinaryArray.from_buffers(ids, trace.num_tokens, [None, pa.py_buffer(content)])
         )
-    return pa.Table.from_arrays(columns, schema=header.schema)
+    return pa.Table.from_arrays(columns, schema=_schema(header))
 
 
 def read_dataset(path: str | Path) -> Trace:
@@ -521,7 +478,7 @@ def _read_manifest(path: Path) -> _Manifest:
         return manifest
 
 
-def _common_header(manifests: Sequence[_Manifest]) -> _Header:
+def _common_header(manifests: Sequence[_Manifest]) -> TraceHeader:
     first = manifests[0]
     for other in manifests[1:]:
         difference = first.header.difference(other.header)
@@ -533,7 +490,7 @@ def _common_header(manifests: Sequence[_Manifest]) -> _Header:
     return first.header
 
 
-def _allocate(header: _Header, fragments: Sequence[_Fragment]) -> dict[str, npt.NDArray[Any]]:
+def _allocate(header: TraceHeader, fragments: Sequence[_Fragment]) -> dict[str, npt.NDArray[Any]]:
     """Room for all tokens, so that no fragment is held twice in memory."""
     num_tokens = sum(fragment.tokens for fragment in fragments)
     ids_per_token = header.num_layers * header.top_k
@@ -549,7 +506,7 @@ def _allocate(header: _Header, fragments: Sequence[_Fragment]) -> dict[str, npt.
 
 
 def _read_fragment(
-    path: Path, fragment: _Fragment, header: _Header, columns: dict[str, npt.NDArray[Any]], start: int
+    path: Path, fragment: _Fragment, header: TraceHeader, columns: dict[str, npt.NDArray[Any]], start: int
 ) -> None:
     if not path.exists():
         raise InputError("is named by the manifest and not there; restore it from a copy")
@@ -560,7 +517,7 @@ def _read_fragment(
             "the manifest holds; restore it from a copy or record again"
         )
     file = pq.ParquetFile(pa.BufferReader(content))
-    if not file.schema_arrow.equals(header.schema) or file.metadata.num_rows != fragment.tokens:
+    if not file.schema_arrow.equals(_schema(header)) or file.metadata.num_rows != fragment.tokens:
         raise InputError(
             f"holds {file.metadata.num_rows} tokens of {file.schema_arrow.names}, which is not what the "
             f"manifest says: {fragment.tokens} tokens of {header.num_layers} layers, top-{header.top_k}"
@@ -573,7 +530,7 @@ def _read_fragment(
         columns["experts"][rows, layer] = _ids_TK(table[f"layer_{layer:03}"], header)
 
 
-def _ids_TK(column: Any, header: _Header) -> npt.NDArray[Any]:
+def _ids_TK(column: Any, header: TraceHeader) -> npt.NDArray[Any]:
     """Expert ids of one Arrow column, without a copy."""
     chunk = column.chunk(0)
     ids = np.frombuffer(chunk.buffers()[1], dtype=header.dtype)
@@ -581,7 +538,7 @@ def _ids_TK(column: Any, header: _Header) -> npt.NDArray[Any]:
     return ids[first : first + len(chunk) * header.top_k].reshape(-1, header.top_k)
 
 
-def _to_trace(header: _Header, columns: dict[str, npt.NDArray[Any]]) -> Trace:
+def _to_trace(header: TraceHeader, columns: dict[str, npt.NDArray[Any]]) -> Trace:
     fields: dict[str, npt.NDArray[Any] | None] = {}
     for name in _TOKEN_COLUMNS:
         values_T = columns[name]
@@ -625,7 +582,7 @@ def write_dataset(
     """
     if fragment_tokens < 1:
         raise InputError(f"a fragment of {fragment_tokens} tokens is impossible; use at least 1")
-    path, header = Path(path), _Header.of(trace)
+    path, header = Path(path), TraceHeader.of(trace)
     _prepare(path, header, rank=0, overwrite=overwrite)
     fragments = tuple(
         _write_fragment(path / _fragment_name(0, number), header, [piece])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from placement.errors import InputError
 
-__all__ = ["MAX_EXPERTS", "UNKNOWN_DOMAIN", "Trace"]
+__all__ = ["MAX_EXPERTS", "UNKNOWN_DOMAIN", "Trace", "joined"]
 
 MAX_EXPERTS = 1 << 16
 """Expert ids are kept in at most two bytes."""
@@ -248,6 +249,40 @@ class Trace:
         place_T = np.arange(self.num_tokens) - np.repeat(first, count)
         progress_T = (place_T + 0.5) / np.repeat(count, count)
         return self.select_tokens(by_rank[np.argsort(progress_T, kind="stable")])
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """Return consecutive parts of one trace as one trace.
+
+    A part without domains among parts that have some gets unknown ones.
+
+    Raises
+    ------
+    InputError
+        If there is no part, or the parts differ in shape, model, domain names or in what is known of tokens.
+    """
+    if not traces:
+        raise InputError("the trace is empty: it holds no token")
+    first = traces[0]
+    if len(traces) == 1:
+        return first
+    for other in traces[1:]:
+        for name in ("num_layers", "top_k", "num_experts", "domain_names", "model_name", "moe_layer_ids"):
+            mine, theirs = getattr(first, name), getattr(other, name)
+            if mine != theirs:
+                raise InputError(f"parts of a trace differ in {name}: {mine!r} and {theirs!r}")
+    fields: dict[str, Any] = {"experts_TLK": np.concatenate([part.experts_TLK for part in traces])}
+    for name in _TOKEN_FIELDS:
+        parts = [getattr(part, name) for part in traces]
+        if all(part is None for part in parts):
+            continue
+        if name == "domain_T":
+            unknown = (np.full(part.num_tokens, UNKNOWN_DOMAIN) for part in traces)
+            parts = [given if given is not None else none for given, none in zip(parts, unknown, strict=True)]
+        elif any(part is None for part in parts):
+            raise InputError(f"some parts of a trace have {name}, others have none")
+        fields[name] = np.concatenate(parts)
+    return replace(first, **fields)
 
 
 def _checked_experts(experts: npt.NDArray[Any], num_experts: int) -> npt.NDArray[Any]:

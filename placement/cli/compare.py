@@ -117,7 +117,7 @@ def compare(
 
             progress.task("drawing")
             provenance = {
-                "trace": f"{trace.name} ({read.digest})",
+                "trace": f"{Path(trace).name} ({read.digest})",
                 "topology": problem.topology.name,
                 "window": f"{int(problem.profile.window_tokens_W[0])} tokens",
                 "seed": str(seed),

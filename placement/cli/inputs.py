@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from placement.model import ModelShape
     from placement.problem import PlacementProblem
-    from traces.trace import Trace
+    from placement.profile import RoutingProfile
+    from traces.counts import ExpertCounts
+    from traces.source import TraceSource
 
 __all__ = [
     "CalibrationOption",
@@ -39,13 +41,18 @@ __all__ = [
     "TimeLimitOption",
     "TopologyOption",
     "TraceArgument",
+    "TraceOrigin",
     "WindowOption",
     "default_window",
     "warn",
 ]
 
 TraceArgument = Annotated[
-    Path, typer.Argument(help="Recorded data set or .npz (found out by content).", show_default=False)
+    str,
+    typer.Argument(
+        help="Recorded data set (folder or URL), .npz or a dump of an engine; found out by content.",
+        show_default=False,
+    ),
 ]
 TopologyOption = Annotated[
     str,
@@ -135,10 +142,45 @@ def default_window(num_tokens: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOrigin:
+    """What is known of a trace beside its traffic.
+
+    Parameters
+    ----------
+    digest
+        Digest of the content.
+    num_layers, num_experts, top_k, model_name, moe_layer_ids
+        As in `traces.trace.Trace`.
+    """
+
+    digest: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    model_name: str | None
+    moe_layer_ids: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, traffic: TraceSource | ExpertCounts) -> TraceOrigin:
+        """Return the origin of an opened trace."""
+        from traces.counts import ExpertCounts
+
+        about = traffic if isinstance(traffic, ExpertCounts) else traffic.header
+        return cls(
+            digest=traffic.digest,
+            num_layers=about.num_layers,
+            num_experts=about.num_experts,
+            top_k=about.top_k,
+            model_name=about.model_name,
+            moe_layer_ids=about.moe_layer_ids,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemInputs:
     """The options of a problem as given on the command line."""
 
-    trace: Path
+    trace: str
     topology: str
     model: str | None = None
     semantics: str = "dispatch"
@@ -152,10 +194,11 @@ class ProblemInputs:
     calibration: Path | None = None
     sample: int | None = None
     source_format: str | None = None
+    physical_map: Path | None = None
 
     def problem(
         self, *, device_of_slot_S: npt.NDArray[np.int64] | None = None
-    ) -> tuple[PlacementProblem, Trace]:
+    ) -> tuple[PlacementProblem, TraceOrigin]:
         """Read the files and build the problem.
 
         Parameters
@@ -166,8 +209,6 @@ class ProblemInputs:
         from placement.calibration import DataSheetCalibration, read_calibration
         from placement.problem import Objective, ReplicaSplit, Risk, Semantics, make_problem
         from placement.topology import parse_topology
-        from traces.readers import read_trace
-        from traces.statistics import build_profile
 
         choices = {
             "semantics": _choice(Semantics, self.semantics, "--semantics"),
@@ -179,14 +220,8 @@ class ProblemInputs:
         calibration = (
             DataSheetCalibration() if self.calibration is None else read_calibration(self.calibration)
         )
-        trace = read_trace(self.trace, format=self.source_format).interleave_ranks()
-        model = self._model(trace, quiet=calibration.flat)
-        window = default_window(trace.num_tokens) if self.window is None else self.window
-        if window < 1:
-            raise InputError(f"--window is {window}; it must be 1 or more")
-        profile = build_profile(
-            trace, window_tokens=window, max_sampled_tokens=self.sample, num_devices=topology.num_devices
-        )
+        profile, origin = self._traffic(topology.num_devices)
+        model = self._model(origin, quiet=calibration.flat)
         problem = make_problem(
             profile,
             topology,
@@ -198,9 +233,31 @@ class ProblemInputs:
             device_of_slot_S=device_of_slot_S,
             **choices,
         )
-        return problem, trace
+        return problem, origin
 
-    def _model(self, trace: Trace, *, quiet: bool) -> ModelShape | None:
+    def _traffic(self, num_devices: int) -> tuple[RoutingProfile, TraceOrigin]:
+        """Read the trace into the optimizer's profile."""
+        from placement.model import resolve_model
+        from traces.counts import ExpertCounts
+        from traces.readers import ReadOptions, open_trace
+        from traces.statistics import build_profile
+
+        if self.window is not None and self.window < 1:
+            raise InputError(f"--window is {self.window}; it must be 1 or more")
+        named = None if self.model is None else resolve_model(self.model)
+        options = ReadOptions(model=named, physical_map=self.physical_map)
+        traffic = open_trace(self.trace, format=self.source_format, options=options)
+        if isinstance(traffic, ExpertCounts):
+            if self.window is not None:
+                warn("--window has no effect: the trace counts experts by windows of its own")
+            return traffic.profile(), TraceOrigin.of(traffic)
+        window = default_window(traffic.num_tokens) if self.window is None else self.window
+        profile = build_profile(
+            traffic, window_tokens=window, max_sampled_tokens=self.sample, num_devices=num_devices
+        )
+        return profile, TraceOrigin.of(traffic)
+
+    def _model(self, trace: TraceOrigin, *, quiet: bool) -> ModelShape | None:
         """Sizes of the model that was named, of the trace's, or of the one preset with its shape."""
         from placement.model import match_model, preset_model, resolve_model
 
@@ -230,7 +287,7 @@ def _choice(kind: type[StrEnum], value: str, option: str) -> str:
     return value
 
 
-def labelled(placement: Placement, problem: PlacementProblem, trace: Trace) -> Placement:
+def labelled(placement: Placement, problem: PlacementProblem, trace: TraceOrigin) -> Placement:
     """Return a placement that says which model and decoder layers it is for."""
     model = problem.model
     name = trace.model_name or (model.name if model is not None else None)

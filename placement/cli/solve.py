@@ -215,7 +215,7 @@ def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[
 
     from placement.cost import CostModel
 
-    problem, trace = replace(inputs, trace=held_out).problem(device_of_slot_S=placement.device_of_slot_S)
+    problem, trace = replace(inputs, trace=str(held_out)).problem(device_of_slot_S=placement.device_of_slot_S)
     breakdown = CostModel(problem).evaluate(placement)
     return {
         "trace": trace.digest,

@@ -103,8 +103,8 @@ def test_a_trace_shorter_than_a_window_says_what_would_do() -> None:
 @pytest.mark.parametrize(
     ("ranks", "num_devices", "expected"),
     [
-        ([0, 0, 1, 1], 2, [0, 0, 1, 1]),
-        ([7, 3, 7, 3], 2, [1, 0, 1, 0]),
+        ([0, 0, 1, 1], 2, [0, 1, 0, 1]),
+        ([7, 3, 7, 3], 2, [0, 1, 0, 1]),
         ([0, 0, 1, 1], None, None),
         ([0, 0, 1, 1], 4, None),
         ([0, 0, 0, 0], 1, None),
@@ -114,7 +114,7 @@ def test_a_trace_shorter_than_a_window_says_what_would_do() -> None:
 def test_homes_are_known_where_ranks_are_devices(
     ranks: list[int] | None, num_devices: int | None, expected: list[int] | None
 ) -> None:
-    """The i-th rank is device i, if as many ranks as devices recorded."""
+    """The i-th rank is device i, if as many ranks as devices recorded; ranks run side by side."""
     rank_T = None if ranks is None else np.array(ranks)
     trace = make_trace([[[0]], [[1]], [[2]], [[3]]], rank_T=rank_T)
     home_T = build_profile(trace, window_tokens=2, num_devices=num_devices).home_T

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from traces.trace import Trace
+from placement.errors import InputError
+from traces.source import MemorySource, TraceSource
 
-__all__ = ["read", "sniff"]
+if TYPE_CHECKING:
+    from traces.readers import ReadOptions
+
+__all__ = ["open", "open_url", "sniff"]
 
 
 def sniff(path: Path) -> bool:
@@ -14,8 +19,13 @@ def sniff(path: Path) -> bool:
     return path.is_dir() and any(path.glob("manifest.rank*.json"))
 
 
-def read(path: Path) -> Trace:
-    """Read the data set of folder `path`; raises `InputError` as `traces.store.read_dataset` does."""
+def open(path: Path, options: ReadOptions) -> TraceSource:
+    """Open the data set of folder `path`; raises `InputError` as `traces.store.read_dataset` does."""
     from traces.store import read_dataset  # pyarrow takes a while to import
 
-    return read_dataset(path)
+    return MemorySource(read_dataset(path))
+
+
+def open_url(url: str) -> TraceSource:
+    """Open a data set that lies behind a URL."""
+    raise InputError(f"{url}: cannot be read; copy the data set to a local folder")

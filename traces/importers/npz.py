@@ -11,16 +11,20 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from placement.errors import InputError
 from traces.files import check_size, reading
+from traces.source import MemorySource
 from traces.trace import Trace
 
-__all__ = ["read", "sniff"]
+if TYPE_CHECKING:
+    from traces.readers import ReadOptions
+
+__all__ = ["open", "sniff"]
 
 Array = npt.NDArray[Any]
 
@@ -44,7 +48,7 @@ def sniff(path: Path) -> bool:
         return file.read(int.from_bytes(head[26:28], "little")).endswith(b".npy")
 
 
-def read(path: Path) -> Trace:
+def open(path: Path, options: ReadOptions) -> MemorySource:
     """Read the archive.
 
     Raises
@@ -61,7 +65,7 @@ def read(path: Path) -> Trace:
             used = {key: entries[key] for key in _KEYS if key in entries}
             check_size(sum(info.file_size for info in used.values()), path.stat().st_size)
             arrays = {key: _read_array(archive, info, key) for key, info in used.items()}
-        return _to_trace(arrays)
+        return MemorySource(_to_trace(arrays))
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> Array:
