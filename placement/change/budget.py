@@ -24,10 +24,15 @@ __all__ = ["Ways", "improve_within", "is_allowed", "make_ways"]
 
 LEAST_WORK_S = 5.0
 
+REPLICAS_WORK = 4
+"""Times the effort where replicas can be placed: every trial settles tokens anew, so descents are long."""
+
 
 def default_change_s(problem: PlacementProblem) -> float:
     """Choose the effort by size, in seconds of one thread: a quarter of a solve's."""
-    return max(LEAST_WORK_S, default_work_s(problem) / 4)
+    work_s = max(LEAST_WORK_S, default_work_s(problem) / 4)
+    replicas = problem.num_slots > problem.num_experts and problem.profile.num_sampled_tokens > 0
+    return REPLICAS_WORK * work_s if replicas and problem.objective is not Objective.BALANCE else work_s
 
 
 class Ways(Protocol):
