@@ -31,6 +31,10 @@ SMALLEST = float(np.finfo(np.float64).tiny)
 GROUP_NODES = 200_000
 """Tree nodes spent per layer on packing expert groups onto nodes: exact for 16 groups or so."""
 
+LEAST_STEPS = 16
+SHARES = 3
+"""Steps that a layer is followed when moves are limited: `SHARES` times its share, at least `LEAST_STEPS`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sizes:
@@ -313,8 +317,9 @@ def _same_slots(after_S: IntArray, before_S: IntArray) -> IntArray:
 
 def _num_moves(after_R: IntArray, before_R: IntArray, num_gpus: int) -> int:
     """Replicas that devices receive which did not hold them."""
-    rows = zip(after_R.reshape(num_gpus, -1), before_R.reshape(num_gpus, -1), strict=True)
-    return sum(int(np.setdiff1d(after_S, before_S).size) for after_S, before_S in rows)
+    after_GS, before_GS = after_R.reshape(num_gpus, -1), before_R.reshape(num_gpus, -1)
+    # No GPU holds an expert twice, so that slots without a partner are experts received.
+    return int((~(after_GS[:, :, None] == before_GS[:, None, :]).any(axis=2)).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -338,8 +343,18 @@ def _limit_moves(
     if sum(_num_moves(a, b, sizes.num_gpus) for a, b in zip(map_LR, before_LR, strict=True)) <= max_moves:
         return map_LR
     result = before_LR.copy()
+    # The budget is for all layers: none is followed much further than its share, or a call takes seconds.
+    most_steps = min(max_moves, max(LEAST_STEPS, SHARES * max_moves // len(map_LR)))
     stages = [
-        _stages(before_LR[layer], map_LR[layer], weight_LE[layer], score_WLE[:, [layer]], sizes, max_moves)
+        _stages(
+            before_LR[layer],
+            map_LR[layer],
+            weight_LE[layer],
+            score_WLE[:, [layer]],
+            sizes,
+            max_moves,
+            most_steps,
+        )
         for layer in range(len(map_LR))
     ]
     at_L = [0] * len(map_LR)
@@ -374,6 +389,7 @@ def _stages(
     score_W1E: FloatArray,
     sizes: _Sizes,
     max_moves: int,
+    most_steps: int,
 ) -> list[_Stage]:
     """List ever better states of a layer by moves: step by step from the old one, and the new one."""
     from placement.solvers.balance.kernels import improve_once
@@ -389,7 +405,7 @@ def _stages(
     share_E = weight_E / max(float(weight_E.max()), SMALLEST)
     found, row_R = [stage(before_R)], before_R.copy()
     candidates = [stage(after_R)]
-    for _ in range(max_moves):
+    for _ in range(most_steps):
         peak_N = (
             (share_E / np.bincount(row_R))[row_R].reshape(sizes.num_nodes, gpus, -1).sum(axis=2).max(axis=1)
         )
