@@ -13,6 +13,7 @@ The YAML file has the fields of `ModelShape`::
     weight_dtype: bf16            # default; or fp32, fp16, fp8, int8, mxfp4
     num_decoder_layers: 25        # default num_layers: no dense layer
     moe_layer_ids: [1, 2, 3, 4]   # ... needed with dense layers: decoder layer of each MoE layer
+    num_mtp_layers: 1             # default 0: multi-token-prediction layers with experts, after the others
     num_expert_groups: 8          # group-limited routing: experts in equal groups of consecutive ids ...
     top_groups: 3                 # ... and a token's experts lie in this many; default 1 and all
 """

@@ -23,6 +23,7 @@ _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 _SHARED_WIDTH = ("shared_expert_intermediate_size", "shared_intermediate_size")
 _GROUPS = ("n_group", "num_expert_group")
 _DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")
+_MTP_LAYERS = ("num_nextn_predict_layers",)
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
@@ -98,6 +99,7 @@ def model_from_config(
         moe_layer_ids=moe_layer_ids,
         num_expert_groups=groups,
         top_groups=top_groups,
+        num_mtp_layers=text.integer(_MTP_LAYERS, default=0),
     )
 
 

@@ -23,6 +23,7 @@ def _model(
     first: int = 0,
     step: int = 1,
     groups: tuple[int, int] = (1, 1),
+    mtp: int = 0,
 ) -> ModelShape:
     """Build a preset: `layers` decoder layers, of which `first`, `first` + `step`, ... are MoE layers."""
     moe_layer_ids = tuple(range(first, layers, step))
@@ -39,6 +40,7 @@ def _model(
         moe_layer_ids=moe_layer_ids,
         num_expert_groups=groups[0],
         top_groups=groups[1],
+        num_mtp_layers=mtp,
     )
 
 
@@ -53,15 +55,15 @@ _PRESETS = (
     # DeepSeek, Kimi and GLM begin with dense layers.
     _model("deepseek-v2-lite", 27, 64, 6, (2048, 1408), shared=2, first=1),
     _model("deepseek-v2", 60, 160, 6, (5120, 1536), shared=2, first=1, groups=(8, 3)),
-    _model("deepseek-v3", 61, 256, 8, (7168, 2048), shared=1, first=3, groups=(8, 4), dtype="fp8"),
+    _model("deepseek-v3", 61, 256, 8, (7168, 2048), shared=1, first=3, groups=(8, 4), dtype="fp8", mtp=1),
     _model("kimi-k2", 61, 384, 8, (7168, 2048), shared=1, first=1, dtype="fp8"),
     _model("gpt-oss-20b", 24, 32, 4, (2880, 2880), dtype="mxfp4"),
     _model("gpt-oss-120b", 36, 128, 4, (2880, 2880), dtype="mxfp4"),
     # Every second layer of Maverick is a MoE layer, the odd ones; every layer of Scout.
     _model("llama-4-maverick", 48, 128, 1, (5120, 8192), shared=1, first=1, step=2),
     _model("llama-4-scout", 48, 16, 1, (5120, 8192), shared=1),
-    _model("glm-4.5", 92, 160, 8, (5120, 1536), shared=1, first=3),
-    _model("glm-4.5-air", 46, 128, 8, (4096, 1408), shared=1, first=1),
+    _model("glm-4.5", 92, 160, 8, (5120, 1536), shared=1, first=3, mtp=1),
+    _model("glm-4.5-air", 46, 128, 8, (4096, 1408), shared=1, first=1, mtp=1),
     _model("minimax-m2", 62, 256, 8, (3072, 1536), dtype="fp8"),
 )
 

@@ -96,6 +96,9 @@ class ModelShape:
         Decoder layers, dense ones included; 0 (default) means `num_layers`.
     moe_layer_ids
         Decoder layer of each MoE layer, ascending; empty (default) where every decoder layer is one.
+    num_mtp_layers
+        Multi-token-prediction layers with routed experts, which follow the decoder layers (decoder layer
+        `num_decoder_layers` and up) and which no placement here covers.
     num_expert_groups, top_groups
         Group-limited routing: the experts form this many equal groups of consecutive ids, and a token's
         experts lie in `top_groups` of them; 0 (default) means all.
@@ -119,6 +122,7 @@ class ModelShape:
     moe_layer_ids: tuple[int, ...] = ()
     num_expert_groups: int = 1
     top_groups: int = 0
+    num_mtp_layers: int = 0
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -143,8 +147,14 @@ class ModelShape:
             raise InputError(
                 f"model {self.name!r}: {self.num_decoder_layers} layers; at most {MAX_LAYERS} are accepted"
             )
-        if self.num_shared_experts < 0:
-            raise InputError(f"model {self.name!r}: num_shared_experts is {self.num_shared_experts}")
+        for name in ("num_shared_experts", "num_mtp_layers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model {self.name!r}: {name} is {getattr(self, name)}")
+        if self.num_mtp_layers > MAX_LAYERS:
+            raise InputError(
+                f"model {self.name!r}: {self.num_mtp_layers} multi-token-prediction layers; at most "
+                f"{MAX_LAYERS} are accepted"
+            )
         if self.top_k > self.num_experts:
             raise InputError(
                 f"model {self.name!r}: top-{self.top_k} of {self.num_experts} experts is impossible"
