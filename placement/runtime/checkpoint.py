@@ -58,8 +58,13 @@ class TextSequence:
     start: int
 
 
-def read_config(model_dir: Path) -> PretrainedConfig:
+def read_config(model_dir: Path, *, known_family: bool = True) -> PretrainedConfig:
     """Read a checkpoint's configuration and check that its family is supported.
+
+    Parameters
+    ----------
+    known_family
+        Whether a family without an adapter is refused.
 
     Raises
     ------
@@ -68,7 +73,9 @@ def read_config(model_dir: Path) -> PretrainedConfig:
     """
     if not model_dir.is_dir():
         raise InputError(f"no checkpoint folder {model_dir}")
-    family_named(_model_type(model_dir / "config.json"))
+    model_type, content = _model_type(model_dir / "config.json")
+    if known_family:
+        family_named(model_type, content)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -82,7 +89,7 @@ def read_config(model_dir: Path) -> PretrainedConfig:
 
 
 def load_checkpoint(
-    model_dir: Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    model_dir: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", known_family: bool = True
 ) -> PreTrainedModel:
     """Load a checkpoint for inference, complete or not at all.
 
@@ -92,6 +99,8 @@ def load_checkpoint(
         Type of the weights; `None` keeps the stored one.
     device
         Torch device that the model runs on.
+    known_family
+        Whether a family without an adapter is refused.
 
     Raises
     ------
@@ -100,10 +109,9 @@ def load_checkpoint(
         the wrong shape, or the device cannot be used.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
-    loader: Any = AutoModelForCausalLM  # its type does not say that loading information comes with the model
-    config = read_config(model_dir)
+    config = read_config(model_dir, known_family=known_family)
+    loader = _loader_of(config)
     try:
         with _quiet_transformers():
             model, info = loader.from_pretrained(
@@ -123,8 +131,21 @@ def load_checkpoint(
     return _on_device(model.eval(), device)
 
 
+def _loader_of(config: PretrainedConfig) -> Any:
+    """Return what loads such a model: as a language model, or as one that also sees."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    causal: Any = AutoModelForCausalLM  # its type says neither what it maps nor what comes with the model
+    several = type(config) not in causal._model_mapping and type(config).sub_configs
+    return AutoModelForImageTextToText if several else causal
+
+
 def read_sequences(
-    model_dir: Path, text_files: Iterable[Path], *, max_length: int | None = None
+    model_dir: Path,
+    text_files: Iterable[Path],
+    *,
+    max_length: int | None = None,
+    known_family: bool = True,
 ) -> list[TextSequence]:
     """Tokenise text files and cut them into sequences of at most the model's context.
 
@@ -137,6 +158,8 @@ def read_sequences(
         Files in the order in which their sequences are returned.
     max_length
         Tokens per sequence at most; `None` means the model's `max_position_embeddings`.
+    known_family
+        Whether a family without an adapter is refused.
 
     Raises
     ------
@@ -147,7 +170,7 @@ def read_sequences(
     files = list(text_files)
     if not files:
         raise InputError("no text file given; name at least one")
-    config = read_config(model_dir)
+    config = read_config(model_dir, known_family=known_family).get_text_config()
     length = _sequence_length(config, max_length)
     encode = _encoder(model_dir, int(config.vocab_size))
     return [
@@ -158,7 +181,8 @@ def read_sequences(
     ]
 
 
-def _model_type(config_file: Path) -> str:
+def _model_type(config_file: Path) -> tuple[str, dict[str, Any]]:
+    """Model type that a configuration names, and its content."""
     try:
         content = json.loads(config_file.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
@@ -168,7 +192,7 @@ def _model_type(config_file: Path) -> str:
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(model_type, str):
         raise InputError(f"{config_file} names no model_type")
-    return model_type
+    return model_type, content
 
 
 def _sequence_length(config: PretrainedConfig, max_length: int | None) -> int:

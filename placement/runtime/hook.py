@@ -76,15 +76,18 @@ class SlotRemap:
     split that depends on nothing but the token's place in the pass.
     """
 
-    def __init__(self, family: ModelFamily, slots: SlotMap) -> None:
+    def __init__(self, family: ModelFamily, layer: MoELayer, slots: SlotMap) -> None:
         self._family = family
+        self._layer = layer
+        self._num_slots = slots.num_slots
         self._slot_ER = torch.from_numpy(slots.slot_ER)
         self._replicas_E = torch.from_numpy(slots.replicas_E)
         self._one_each = slots.slot_ER.shape[1] == 1
 
     def __call__(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Return the router's output with slots in place of expert ids."""
-        return self._family.replace_top_k(output, self.slots(self._family.read_top_k(output)))
+        slot_TK = self.slots(self._family.read_top_k(output, self._layer))
+        return self._family.replace_top_k(output, slot_TK, self._layer, self._num_slots)
 
     def slots(self, expert_TK: torch.Tensor) -> torch.Tensor:
         """Slot that serves each token-expert pair, ``[tokens, top-k]``."""
@@ -158,11 +161,16 @@ def apply_placement(model: nn.Module, placement: Placement) -> AppliedPlacement:
     Raises
     ------
     InputError
-        If placement and model do not fit together, a placement is applied already, or the experts'
-        tensors are sharded, shared, offloaded or more than the family knows.
+        If placement and model do not fit together, the family can only be recorded, a placement is applied
+        already, or the experts' tensors are sharded, shared, offloaded or more than the family knows.
     """
     placement.check()
     family, layers = family_of(model), moe_layers_of(model)
+    if family.record_only:
+        raise InputError(
+            f"no placement can be applied to a {family.model_type} model: {family.record_only}; "
+            "its routing can be recorded"
+        )
     _check_fit(layers, placement)
     _check_tensors(model, layers)
     with ExitStack() as undo:
@@ -183,7 +191,7 @@ def _apply_layer(family: ModelFamily, layer: MoELayer, slots: SlotMap, undo: Exi
     for module, name in layer.expert_counters:
         undo.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, slots.num_slots)
-    undo.callback(layer.router.register_forward_hook(SlotRemap(family, slots)).remove)
+    undo.callback(layer.router.register_forward_hook(SlotRemap(family, layer, slots)).remove)
 
 
 def _select_slots(experts: nn.Module, name: str, slots: SlotMap, undo: ExitStack) -> None:
@@ -239,7 +247,7 @@ def _check_tensors(model: nn.Module, layers: Sequence[MoELayer]) -> None:
 def _check_layer_tensors(layer: MoELayer, owners: dict[int, int]) -> None:
     where = f"the experts of decoder layer {layer.decoder_layer}"
     named = dict(layer.experts.named_parameters()) | dict(layer.experts.named_buffers())
-    unknown = sorted(set(named) - set(layer.expert_tensors))
+    unknown = sorted(set(named) - {*layer.expert_tensors, *layer.common_tensors})
     if unknown:
         raise InputError(
             f"{where} hold {unknown[0]}, which a placement cannot move; "

@@ -219,7 +219,8 @@ def _routing(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     with ExitStack() as hooks:
         for layer in moe_layers_of(model):
             hook = layer.router.register_forward_hook(
-                lambda router, args, output: collected.append(family.read_top_k(output)), prepend=True
+                lambda router, args, output, layer=layer: collected.append(family.read_top_k(output, layer)),
+                prepend=True,
             )
             hooks.callback(hook.remove)
         yield collected

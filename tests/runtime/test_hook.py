@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routing_reference import randomise_biases
 from torch import nn
 
 from placement.errors import InputError
 from placement.plan import EMPTY, Placement
 from placement.runtime import hook
-from placement.runtime.families.registry import family_named, moe_layers_of
+from placement.runtime.families.registry import family_named, moe_layers_of, supported_families
+from placement.runtime.families.training import FRAMEWORKS
 from placement.runtime.hook import SlotMap, SlotRemap, apply_placement
 from placement.runtime.tiny import tiny_model
 
@@ -24,6 +26,13 @@ DENSE: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"mlp_only_layers": [0]},
     "qwen3_moe": {"decoder_sparse_step": 2},
 }
+OTHER_FAMILIES = tuple(
+    sorted(
+        name
+        for name in set(supported_families()) - set(FAMILIES) - {one.model_type for one in FRAMEWORKS}
+        if not family_named(name).record_only
+    )
+)
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 EXPERTS = 6
 
@@ -111,9 +120,15 @@ def _observe(model: nn.Module) -> dict[str, Any]:
         seen[f"{name}.hooks"] = (len(module._forward_hooks), len(module._forward_pre_hooks))
         seen[f"{name}.num_experts"] = getattr(module, "num_experts", None)
     seen["state_dict"] = list(model.state_dict())
-    with torch.no_grad():
-        seen["logits"] = model(_tokens(seed=99)).logits
+    seen["outputs"] = _outputs(model, _tokens(seed=99))
     return seen
+
+
+def _outputs(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits, or the last hidden states of a model without a head."""
+    with torch.no_grad():
+        outputs: torch.Tensor = model(input_ids=tokens)[0]
+    return outputs
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -129,6 +144,42 @@ def test_outputs_equal_under_any_placement(model_type: str, data: st.DataObject)
         with apply_placement(model, placement):
             actual = model(tokens).logits
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", OTHER_FAMILIES)
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_every_family_computes_the_same_under_any_placement(model_type: str, data: st.DataObject) -> None:
+    """Outputs agree to float32's rounding, with biases that select, and every bit comes back."""
+    model = _biased(model_type)
+    placement = data.draw(placements(_num_layers(model)))
+    expected = _outputs(model, _tokens())
+    with unchanged(model):
+        with apply_placement(model, placement):
+            actual = _outputs(model, _tokens())
+        torch.testing.assert_close(actual, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+
+
+@cache
+def _biased(model_type: str) -> Any:
+    model = tiny_model(model_type, num_layers=2, num_experts=EXPERTS)
+    randomise_biases(model)
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["dbrx", "jetmoe", "longcat_flash"])
+def test_a_family_that_can_only_be_recorded_is_refused(model_type: str) -> None:
+    """The message says why, and the model stays as it was."""
+    model = tiny_model(model_type, num_layers=2)
+    experts = moe_layers_of(model)[0].num_experts
+    placement = Placement(
+        physical_to_logical_map_LS=np.tile(np.arange(experts), (2, 1)),
+        device_of_slot_S=np.zeros(experts, dtype=np.int64),
+        num_experts=experts,
+        num_devices=1,
+    )
+    with unchanged(model), pytest.raises(InputError, match=f"no placement can be applied to a {model_type}"):
+        apply_placement(model, placement)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -224,7 +275,7 @@ def test_replicas_are_split_evenly_by_token() -> None:
         slot_ER=np.array([[0, 2, 3], [1, 0, 0]]),
         replicas_E=np.array([3, 1]),
     )
-    remap = SlotRemap(family_named("olmoe"), slots)
+    remap = SlotRemap(family_named("olmoe"), moe_layers_of(_model("olmoe"))[0], slots)
     experts_TK = torch.tensor([[0, 1]] * 6)
     assert remap.slots(experts_TK).tolist() == [[0, 1], [2, 1], [3, 1]] * 2
 

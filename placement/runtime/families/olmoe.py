@@ -1,9 +1,0 @@
-"""OLMoE."""
-
-from __future__ import annotations
-
-from placement.runtime.families.fused import FusedFamily
-
-__all__ = ["FAMILY"]
-
-FAMILY = FusedFamily(model_type="olmoe")
