@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from placement.errors import InputError
 from placement.runtime.requirement import require_torch
 from placement.runtime.samples import resolve_model
 
 if TYPE_CHECKING:
-    from traces.record import RecordReport
+    from traces.record import GenericFamily, RecordReport
 
 __all__ = ["record"]
 
@@ -41,9 +42,41 @@ def record(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences per forward pass.")] = 8,
+    generate: Annotated[
+        int, typer.Option("--generate", help="Tokens to generate after each sequence: decode traffic.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the generated tokens.")] = 0,
     sample_every: Annotated[int, typer.Option("--sample-every", help="Record one token in so many.")] = 1,
+    sample_sequences: Annotated[
+        float, typer.Option("--sample-sequences", help="Share of sequences to record, each whole.")
+    ] = 1.0,
+    router: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--router",
+            help="Module name pattern of the routers, for a model type without an adapter "
+            "('layers.*.mlp.gate').",
+            show_default=False,
+        ),
+    ] = None,
+    num_experts: Annotated[
+        int | None,
+        typer.Option("--num-experts", help="With --router: experts per layer.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            help="With --router: experts per token; takes the largest where a router returns scores.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Torch device that runs the model.")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to a data set that is there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with this recording after it was interrupted or crashed.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Record which experts a model selects for every token of text files.
@@ -72,12 +105,29 @@ def record(
             out,
             context=context,
             batch_size=batch_size,
+            generate=generate,
+            seed=seed,
             sample_every=sample_every,
+            sample_sequences=sample_sequences,
+            family=_family(router, num_experts, top_k),
             device=device,
             overwrite=overwrite,
+            append=append,
+            resume=resume,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     typer.echo(json_text.dumps(_plain(report)) if json else _lines(report))
+
+
+def _family(router: list[str] | None, num_experts: int | None, top_k: int | None) -> GenericFamily | None:
+    """Return what finds routers by name, where that is asked for."""
+    if not router:
+        if num_experts is not None or top_k is not None:
+            raise InputError("--num-experts and --top-k describe routers found by --router; give it too")
+        return None
+    from traces.record import GenericFamily
+
+    return GenericFamily(router=tuple(router), num_experts=num_experts, top_k=top_k)
 
 
 def _plain(report: RecordReport) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from placement.runtime.families.registry import moe_layers_of
 from placement.runtime.hook import apply_placement
 from placement.runtime.samples import resolve_model, sample_texts
 from placement.runtime.tiny import tiny_model
-from traces import record as record_module
 from traces.record import MemorySink, NullRecorder, Recorder, record_text, recorder_for
+from traces.record import text as record_module
 from traces.store import read_dataset
 from traces.trace import Trace
 
@@ -385,7 +385,7 @@ def test_outputs_are_not_touched(model: Any) -> None:
 
 def test_bad_numbers_are_refused(model: Any) -> None:
     """Sampling and buffering need at least 1."""
-    with pytest.raises(InputError, match="sample_every 0 and flush_tokens 16384 must be at least 1"):
+    with pytest.raises(InputError, match="sample_every 0 and every_steps 1 must be at least 1"):
         Recorder(model, _sink(), sample_every=0)
 
 
@@ -529,10 +529,10 @@ def _interrupt_after(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C in the middle of the pass after so many."""
     real, calls = record_module._run_batch, iter(range(100))
 
-    def interrupted(model: nn.Module, rows: Any) -> None:
+    def interrupted(run: Any, rows: Any, *, seed: int) -> None:
         if next(calls) == passes:
             raise KeyboardInterrupt
-        real(model, rows)
+        real(run, rows, seed=seed)
 
     monkeypatch.setattr(record_module, "_run_batch", interrupted)
 
@@ -629,3 +629,136 @@ def test_the_sample_model_routes_domains_differently(tmp_path: Path) -> None:
     share_DLE = load_DLE / load_DLE.sum(axis=2, keepdims=True)
     japanese, python = (trace.domain_names.index(name) for name in ("japanese", "python"))
     assert np.abs(share_DLE[japanese] - share_DLE[python]).sum(axis=1).mean() > 0.5
+
+
+def test_generated_tokens_are_decode_traffic(checkpoint: Path, texts: list[Path], tmp_path: Path) -> None:
+    """Three tokens after each prompt of 13 or less, in its sequence and domain, repeatable by the seed."""
+    for name, batch_size in (("set", 2), ("again", 2)):
+        report = record_text(checkpoint, texts, tmp_path / name, generate=3, batch_size=batch_size)
+    trace = read_dataset(tmp_path / "set")
+    lengths = [13, 13, 13, 1, 13, 7]
+    assert report.num_tokens == sum(lengths) + 3 * 6
+    assert trace.sequence_T is not None
+    assert trace.position_T is not None
+    assert trace.domain_T is not None
+    for sequence, length in enumerate(lengths):
+        chosen = trace.sequence_T == sequence
+        assert _list(trace.position_T[chosen]) == list(range(length + 3))
+        assert set(_list(trace.domain_T[chosen])) == {int(sequence > 3)}
+    assert trace.digest == read_dataset(tmp_path / "again").digest
+
+
+def test_generated_tokens_are_drawn_and_run(checkpoint: Path, tmp_path: Path) -> None:
+    """Generated tokens are routed as in one pass over prompt and answer; another seed answers otherwise."""
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_bytes(b"abcdef")
+    texts_seen: list[torch.Tensor] = []
+    loaded = record_module.load_checkpoint
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        model: Any = loaded(*args, **kwargs)
+        model.model.register_forward_pre_hook(
+            lambda decoder, args, kwargs: texts_seen.append(kwargs["input_ids"]), with_kwargs=True
+        )
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_module, "load_checkpoint", watched)
+        for seed in (1, 2):
+            record_text(checkpoint, [prompt], tmp_path / f"set{seed}", generate=8, seed=seed)
+    first, second = torch.cat(texts_seen[:9], dim=1), torch.cat(texts_seen[9:], dim=1)
+    assert first.shape == (1, 14)
+    assert not torch.equal(first, second)
+    expected = _routing_by_hand(tiny_model("olmoe", vocab_size=256, context=16), input_ids=first)
+    assert np.array_equal(read_dataset(tmp_path / "set1").experts_TLK, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generate": -1}, "-1 tokens to generate"),
+        ({"generate": 16}, "16 tokens to generate after at least 1 of text exceed the model's context of 16"),
+        ({"generate": 8, "context": 9}, "8 tokens to generate after 9 of text exceed"),
+        ({"append": True, "overwrite": True}, "overwrite and append exclude each other"),
+        ({"append": True, "out": Path("t.npz")}, "t.npz is one file, which cannot be continued"),
+        ({"sample_sequences": 1e-9}, "no token was chosen by the sampling"),
+    ],
+)
+def test_bad_ways_of_recording_write_nothing(
+    checkpoint: Path, texts: list[Path], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    """Each is one line, and no folder is left."""
+    with pytest.raises(InputError, match=message):
+        record_text(checkpoint, texts, **({"out": tmp_path / "set"} | options))
+    assert not (tmp_path / "set").exists()
+
+
+def test_text_can_be_appended(checkpoint: Path, texts: list[Path], tmp_path: Path) -> None:
+    """The same text again is new sequences."""
+    for _ in range(2):
+        record_text(checkpoint, texts, tmp_path / "set", append=True)
+    trace = read_dataset(tmp_path / "set")
+    assert _list(trace.sequence_T) == np.repeat(range(10), [16, 16, 8, 16, 4] * 2).tolist()
+
+
+def test_an_interrupted_recording_goes_on_where_it_ended(
+    checkpoint: Path, texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed, it makes the data set that it would have made at once; resumed again, it adds nothing."""
+    with monkeypatch.context() as patch:
+        _interrupt_after(2, patch)
+        record_text(checkpoint, texts, tmp_path / "set", batch_size=1)
+    report = record_text(checkpoint, texts, tmp_path / "set", resume=True)
+    assert (report.num_tokens, report.num_sequences) == (28, 5)
+    record_text(checkpoint, texts, tmp_path / "whole")
+    assert read_dataset(tmp_path / "set").digest == read_dataset(tmp_path / "whole").digest
+    assert record_text(checkpoint, texts, tmp_path / "set", resume=True).num_tokens == 0
+
+
+def test_sampled_sequences_are_whole(checkpoint: Path, texts: list[Path], tmp_path: Path) -> None:
+    """Half of the sequences, each with all of its tokens."""
+    record_text(checkpoint, texts, tmp_path / "set", context=4, sample_sequences=0.5)
+    trace = read_dataset(tmp_path / "set")
+    assert trace.sequence_T is not None
+    numbers, counts = np.unique(trace.sequence_T, return_counts=True)
+    assert 0 < len(numbers) < 15
+    assert set(counts.tolist()) == {4}
+
+
+def test_a_checkpoint_without_an_adapter_is_recorded_by_name(
+    checkpoint: Path, texts: list[Path], tmp_path: Path
+) -> None:
+    """A model type that nobody knows is refused with the way out, and --router takes it."""
+    import transformers
+
+    class Unknown(transformers.OlmoeConfig):  # type: ignore[misc]
+        model_type = "unheard_of"
+
+    class UnknownForCausalLM(transformers.OlmoeForCausalLM):  # type: ignore[misc]
+        config_class = Unknown
+
+    transformers.AutoConfig.register("unheard_of", Unknown, exist_ok=True)
+    transformers.AutoModelForCausalLM.register(Unknown, UnknownForCausalLM, exist_ok=True)
+    folder = tmp_path / "unheard"
+    known: Any = record_module.load_checkpoint(checkpoint)
+    unknown: Any = UnknownForCausalLM(Unknown(**known.config.to_diff_dict() | {"model_type": "unheard_of"}))
+    unknown.load_state_dict(known.state_dict())
+    unknown.save_pretrained(folder)
+    common = ["--model", str(folder), "--text", str(texts[0]), "-o", str(tmp_path / "set")]
+    refused = _run_cli(*common)
+    assert isinstance(refused.exception, InputError)
+    assert "unsupported model type 'unheard_of'" in str(refused.exception)
+    assert "trace record --router" in str(refused.exception)
+    result = _run_cli(*common, "--router", "layers.*.mlp.gate", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_experts"] == 6
+    record_text(checkpoint, texts[:1], tmp_path / "by_family")
+    assert np.array_equal(
+        read_dataset(tmp_path / "set").experts_TLK, read_dataset(tmp_path / "by_family").experts_TLK
+    )
+
+
+def test_options_of_named_routers_need_one(checkpoint: Path, texts: list[Path], tmp_path: Path) -> None:
+    """--top-k alone says nothing."""
+    result = _run_cli("--model", str(checkpoint), "--text", str(texts[0]), "--top-k", "2")
+    assert "describe routers found by --router" in str(result.exception)
