@@ -53,6 +53,9 @@ SCREEN_FROM, SCREEN_SHARE = 48, 4
 ROW_FINALISTS, FINALISTS = 4, 16
 """Swaps that are priced exactly after screening those of one item, or all."""
 
+FEW_SCENARIOS, OVERHEAD_SCENARIOS = 8, 48
+"""Over fewer scenarios a swap is nearly all overhead: as dear as over so many (measured)."""
+
 IMPROVES = 1e-9
 """A move must win this share of the objective, so that rounding never counts as progress."""
 
@@ -109,8 +112,11 @@ def _screened(layer: Layer) -> int:
 def _pricing_work(layer: Layer, num_screened: int, num_exact: int) -> int:
     """Count the scenario updates of screening some swaps and pricing some exactly."""
     per_scenario = 2 + 2 * layer.group_JD.shape[0]
-    exact = num_exact * (layer.weight_W.size * per_scenario + 2 * _row_work(layer))
-    return int(num_screened * _screened(layer) * per_scenario + exact)
+    screened, priced = _screened(layer), layer.weight_W.size
+    if priced < FEW_SCENARIOS:
+        screened = priced = OVERHEAD_SCENARIOS
+    exact = num_exact * (priced * per_scenario + 2 * _row_work(layer))
+    return int(num_screened * screened * per_scenario + exact)
 
 
 @nb.njit(**OPTIONS)
@@ -126,14 +132,28 @@ def _insert(value: float, index: int, value_K: Array, index_K: Array) -> None:
 
 
 @nb.njit(**OPTIONS)
-def _best_partner(layer: Layer, state: State, a: int, value: float, control: Array) -> int:
-    """Return the item whose swap with item a improves on a value most; -1 if none does."""
+def _partners(layer: Layer, state: State, a: int) -> tuple[Array, bool]:
+    """Return the items to price swaps of item a with (or -1), and whether they were screened."""
     few, num_items = _screened(layer), state.expert_I.size
-    finalists = ROW_FINALISTS if few < layer.weight_W.size else num_items
-    value_K, partner_K = np.full(finalists, np.inf), np.full(finalists, -1)
+    if few == layer.weight_W.size:
+        # An estimate over all scenarios costs what the exact price does.
+        every = np.full(num_items, -1)
+        for b in range(num_items):
+            if b != a and swap_allowed(layer, state, a, b):
+                every[b] = b
+        return every, False
+    value_K, partner_K = np.full(ROW_FINALISTS, np.inf), np.full(ROW_FINALISTS, -1)
     for b in range(num_items):
         if b != a and swap_allowed(layer, state, a, b):
             _insert(swap_estimate(layer, state, a, b, few), b, value_K, partner_K)
+    return partner_K, True
+
+
+@nb.njit(**OPTIONS)
+def _best_partner(layer: Layer, state: State, a: int, value: float, control: Array) -> int:
+    """Return the item whose swap with item a improves on a value most; -1 if none does."""
+    num_items = state.expert_I.size
+    partner_K, screened = _partners(layer, state, a)
     best, partner, priced = value - IMPROVES * abs(value), -1, 0
     for b in partner_K:
         if b >= 0:
@@ -141,7 +161,7 @@ def _best_partner(layer: Layer, state: State, a: int, value: float, control: Arr
             after = swap_value(layer, state, a, b)
             if after < best:
                 best, partner = after, b
-    control[WORK] += _pricing_work(layer, num_items, priced)
+    control[WORK] += _pricing_work(layer, num_items if screened else 0, priced)
     return partner
 
 
