@@ -25,7 +25,7 @@ def one_line(failure: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: Path, *foreign: type[Exception]) -> Iterator[None]:
+def reading(path: Path | str, *foreign: type[Exception]) -> Iterator[None]:
     """Name `path` in every input error raised inside, and turn `OSError` and `foreign` into one.
 
     Raises
@@ -48,7 +48,7 @@ def reading(path: Path, *foreign: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into an input error.
 
     Raises

@@ -5,11 +5,12 @@ Shape letters: T tokens, L MoE layers, K top-k.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +99,37 @@ class Trace:
             set_(self, "moe_layer_ids", tuple(int(layer) for layer in self.moe_layer_ids))
             self._check_layer_ids(self.moe_layer_ids)
 
+    @classmethod
+    def trusted(cls, *, experts_TLK: ExpertArray, num_experts: int, **fields: Any) -> Trace:
+        """Make a trace of what was checked before: no pass over the ids is made.
+
+        Parameters
+        ----------
+        experts_TLK
+            Valid expert ids, of the type that the trace keeps.
+        num_experts, **fields
+            As the constructor takes them, valid too.
+
+        Raises
+        ------
+        InputError
+            If there are no tokens.
+        """
+        if 0 in experts_TLK.shape:
+            raise InputError(f"the trace is empty: {experts_TLK.shape} is its number of [tokens, layers, k]")
+        trace = object.__new__(cls)
+        given = {"experts_TLK": experts_TLK, "num_experts": num_experts, **fields}
+        for field in dataclasses.fields(cls):
+            value = given.pop(field.name, field.default)
+            if field.name in ("experts_TLK", *_TOKEN_FIELDS) and value is not None:
+                value = _read_only(value, value.dtype)
+            object.__setattr__(trace, field.name, value)
+        if given:
+            raise TypeError(f"a trace has no {', '.join(given)}")
+        if trace.domain_T is not None and int(trace.domain_T.max()) == UNKNOWN_DOMAIN:
+            object.__setattr__(trace, "domain_T", None)
+        return trace
+
     def _checked_field(self, name: str) -> IntArray:
         """One number per token; only domains may be unknown (-1), and they have an upper end."""
         values = np.asarray(getattr(self, name))
@@ -173,7 +205,13 @@ class Trace:
         chosen = index if isinstance(index, slice) else self._checked_index(np.asarray(index))
         fields = {name: getattr(self, name) for name in ("experts_TLK", *_TOKEN_FIELDS)}
         kept: dict[str, Any] = {name: all_T[chosen] for name, all_T in fields.items() if all_T is not None}
-        return replace(self, **kept)
+        return Trace.trusted(
+            num_experts=self.num_experts,
+            domain_names=self.domain_names,
+            model_name=self.model_name,
+            moe_layer_ids=self.moe_layer_ids,
+            **kept,
+        )
 
     def _checked_index(self, index: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if index.dtype == np.bool_ and index.shape == (self.num_tokens,):
@@ -282,7 +320,10 @@ def joined(traces: Sequence[Trace]) -> Trace:
         elif any(part is None for part in parts):
             raise InputError(f"some parts of a trace have {name}, others have none")
         fields[name] = np.concatenate(parts)
-    return replace(first, **fields)
+    kept = {
+        name: getattr(first, name) for name in ("num_experts", "domain_names", "model_name", "moe_layer_ids")
+    }
+    return Trace.trusted(**kept, **fields)
 
 
 def _checked_experts(experts: npt.NDArray[Any], num_experts: int) -> npt.NDArray[Any]:

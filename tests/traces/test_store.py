@@ -340,11 +340,11 @@ def test_mixed_recordings_are_not_read(tmp_path: Path) -> None:
 
 
 def test_ranks_must_record_the_same_columns(tmp_path: Path) -> None:
-    """A column that one rank lacks is named with the first token without it."""
+    """A column that one rank lacks is named with the files."""
     for rank, sequence_T in enumerate(([0, 0], None)):
         with writer(tmp_path, rank=rank) as out:
             out.append(small_trace(2).experts_TLK, sequence_T=sequence_T)
-    with pytest.raises(InputError, match="token 2 has no sequence"):
+    with pytest.raises(InputError, match=r"tokens of rank00001-00000\.parquet have no sequence"):
         read_dataset(tmp_path)
 
 
@@ -369,11 +369,15 @@ def test_damaged_fragments_are_named(tmp_path: Path, damage: Any, message: str) 
         read_dataset(tmp_path)
 
 
-def forge(folder: Path, content: bytes) -> None:
+def forge(folder: Path, content: bytes, footer_bytes: int = 40) -> None:
     """Replace the only fragment and its checksum."""
     (folder / "rank00000-00000.parquet").write_bytes(content)
     (entry,) = json.loads((folder / "manifest.rank00000.json").read_text())["fragments"]
-    entry |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    entry |= {
+        "footer_sha256": hashlib.sha256(content[-footer_bytes:]).hexdigest(),
+        "footer_bytes": footer_bytes,
+        "bytes": len(content),
+    }
     edit_manifest(folder, fragments=[entry])
 
 
@@ -390,7 +394,7 @@ def test_fragments_of_another_shape_are_refused(tmp_path: Path) -> None:
     write_dataset(small_trace(), tmp_path)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"x": [1, 2]}), sink)
-    forge(tmp_path, sink.getvalue().to_pybytes())
+    forge(tmp_path, sink.getvalue().to_pybytes(), footer_bytes=len(sink.getvalue()) - 4)
     with pytest.raises(InputError, match=r"holds 2 tokens of \['x'\]"):
         read_dataset(tmp_path)
 
@@ -406,7 +410,7 @@ def test_ids_beyond_the_experts_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "moe-trace/9"}, "'moe-trace/9', not 'moe-trace/1'"),
+        ({"format": "moe-trace/9"}, "'moe-trace/9', not 'moe-trace/2'"),
         ({"num_layers": 0}, "0 where a positive number belongs"),
         ({"num_layers": 10**9}, "1000000000 layers"),
         ({"top_k": "2"}, "'2' where a positive number belongs"),
@@ -437,7 +441,7 @@ def test_a_manifest_that_promises_too_much_is_refused(tmp_path: Path) -> None:
     """Room is made only for what the fragments can hold."""
     write_dataset(small_trace(), tmp_path)
     (entry,) = json.loads((tmp_path / "manifest.rank00000.json").read_text())["fragments"]
-    edit_manifest(tmp_path, fragments=[{**entry, "tokens": 10**14}])
+    edit_manifest(tmp_path, fragments=[{**entry, "tokens": 10**14, "ranks": None}])
     with pytest.raises(InputError, match="more than the limit"):
         read_dataset(tmp_path)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from placement.errors import InputError
-from traces.source import MemorySource, TraceSource
+from traces.source import TraceSource
 
 if TYPE_CHECKING:
     from traces.readers import ReadOptions
@@ -20,12 +19,14 @@ def sniff(path: Path) -> bool:
 
 
 def open(path: Path, options: ReadOptions) -> TraceSource:
-    """Open the data set of folder `path`; raises `InputError` as `traces.store.read_dataset` does."""
-    from traces.store import read_dataset  # pyarrow takes a while to import
+    """Open the data set of folder `path` by its manifests; raises `InputError` as `DatasetSource` does."""
+    from traces.store import DatasetSource  # pyarrow takes a while to import
 
-    return MemorySource(read_dataset(path))
+    return DatasetSource(path)
 
 
 def open_url(url: str) -> TraceSource:
-    """Open a data set that lies behind a URL."""
-    raise InputError(f"{url}: cannot be read; copy the data set to a local folder")
+    """Open a data set that lies behind a URL, of any kind that fsspec knows here."""
+    from traces.store import DatasetSource
+
+    return DatasetSource(url)
