@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from placement.profile import RoutingProfile
     from traces.counts import ExpertCounts
     from traces.source import TraceSource
+    from traces.statistics import RoutingStatistics
 
 __all__ = [
     "CalibrationOption",
@@ -50,7 +51,7 @@ __all__ = [
 TraceArgument = Annotated[
     str,
     typer.Argument(
-        help="Recorded data set (folder or URL), .npz or a dump of an engine; found out by content.",
+        help="Data set (folder or URL), .npz, saved statistics or a dump of an engine; found out by content.",
         show_default=False,
     ),
 ]
@@ -111,7 +112,11 @@ CalibrationOption = Annotated[
 ]
 SampleOption = Annotated[
     int | None,
-    typer.Option("--sample", help="Tokens whose expert sets are kept. Default: all.", show_default=False),
+    typer.Option(
+        "--sample",
+        help="Tokens whose expert sets are kept. Default: all, or what fits in memory.",
+        show_default=False,
+    ),
 ]
 FromOption = Annotated[
     str | None, typer.Option("--from", help="Insist on a trace format.", show_default=False)
@@ -240,7 +245,7 @@ class ProblemInputs:
         from placement.model import resolve_model
         from traces.counts import ExpertCounts
         from traces.readers import ReadOptions, open_trace
-        from traces.statistics import build_profile
+        from traces.statistics import RoutingStatistics, build_profile
 
         if self.window is not None and self.window < 1:
             raise InputError(f"--window is {self.window}; it must be 1 or more")
@@ -251,11 +256,33 @@ class ProblemInputs:
             if self.window is not None:
                 warn("--window has no effect: the trace counts experts by windows of its own")
             return traffic.profile(), TraceOrigin.of(traffic)
+        if isinstance(traffic, RoutingStatistics):
+            self._warn_of_statistics(traffic)
+            return traffic.profile(num_devices), TraceOrigin.of(traffic)
         window = default_window(traffic.num_tokens) if self.window is None else self.window
         profile = build_profile(
             traffic, window_tokens=window, max_sampled_tokens=self.sample, num_devices=num_devices
         )
+        self._tell_what_is_left_out(profile, traffic.num_tokens, window)
         return profile, TraceOrigin.of(traffic)
+
+    def _warn_of_statistics(self, statistics: RoutingStatistics) -> None:
+        """Say which options statistics cannot follow any more, and what they lack."""
+        if self.window not in (None, statistics.window_tokens):
+            warn(f"--window has no effect: the statistics have windows of {statistics.window_tokens} tokens")
+        if self.sample is not None:
+            warn("--sample has no effect: statistics have a sample of their own")
+        if statistics.sample is None:
+            warn("the statistics keep no tokens: only what loads alone decide can be priced")
+
+    def _tell_what_is_left_out(self, profile: RoutingProfile, num_tokens: int, window: int) -> None:
+        """Say so where a long trace is not taken whole, unless that was asked for."""
+        if profile.num_windows < num_tokens // window:
+            warn(
+                f"kept {profile.num_windows:,} of {num_tokens // window:,} windows, evenly spaced, for memory"
+            )
+        if self.sample is None and profile.num_sampled_tokens < num_tokens:
+            warn(f"sampled {profile.num_sampled_tokens:,} of {num_tokens:,} tokens; --sample takes others")
 
     def _model(self, trace: TraceOrigin, *, quiet: bool) -> ModelShape | None:
         """Sizes of the model that was named, of the trace's, or of the one preset with its shape."""
@@ -292,7 +319,15 @@ def labelled(placement: Placement, problem: PlacementProblem, trace: TraceOrigin
     model = problem.model
     name = trace.model_name or (model.name if model is not None else None)
     layers = trace.moe_layer_ids or (model.moe_layer_ids if model is not None else None)
-    return replace(placement, model_name=name, moe_layer_ids=layers)
+    facts = dict(placement.extra.get("model", {}))
+    if model is not None and layers == model.moe_layer_ids:
+        # What engines that count other layers than ours need to know.
+        facts["num_decoder_layers"] = model.num_decoder_layers
+        facts["num_mtp_layers"] = model.num_mtp_layers
+        if model.top_groups < model.num_expert_groups:
+            facts["num_expert_groups"] = model.num_expert_groups
+    extra = {**placement.extra, "model": facts} if facts else placement.extra
+    return replace(placement, model_name=name, moe_layer_ids=layers, extra=extra)
 
 
 if TYPE_CHECKING:
