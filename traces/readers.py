@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Protocol
 from placement.errors import InputError
 from traces.counts import ExpertCounts
 from traces.files import reading
-from traces.importers import dataset, npz
+from traces.importers import (
+    dataset,
+    megatron,
+    npz,
+    sglang_counts,
+    sglang_response,
+    sglang_stat,
+    sglang_tokens,
+    statistics,
+    tensorrt_llm,
+    vllm,
+    vllm_ascend,
+)
 from traces.source import MemorySource, TraceSource, read_all
 from traces.trace import Trace
 
@@ -64,7 +76,21 @@ class TraceReader(Protocol):
         ...
 
 
-READERS: Mapping[str, TraceReader] = MappingProxyType({"dataset": dataset, "npz": npz})
+READERS: Mapping[str, TraceReader] = MappingProxyType(
+    {
+        "dataset": dataset,
+        "statistics": statistics,
+        "npz": npz,
+        "sglang-tokens": sglang_tokens,
+        "sglang-stat": sglang_stat,
+        "sglang-counts": sglang_counts,
+        "sglang-response": sglang_response,
+        "vllm": vllm,
+        "tensorrt-llm": tensorrt_llm,
+        "megatron": megatron,
+        "vllm-ascend": vllm_ascend,
+    }
+)
 """Trace formats by the name that ``--from`` takes, in the order in which they are tried."""
 
 
