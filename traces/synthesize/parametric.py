@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from placement.errors import InputError
 from traces.trace import MAX_EXPERTS, ExpertArray, IntArray, Trace
 
-__all__ = ["synthesize"]
+__all__ = ["Knobs", "Router", "bursts", "synthesize"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -89,44 +90,32 @@ def synthesize(
     InputError
         If a number is out of range.
     """
-    sizes = {
-        "num_tokens": num_tokens,
-        "num_layers": num_layers,
-        "num_experts": num_experts,
-        "top_k": top_k,
-        "num_domains": num_domains,
-        "sequence_tokens": sequence_tokens,
-    }
-    strengths = {
-        "skew": skew,
-        "domain_strength": domain_strength,
-        "coactivation": coactivation,
-        "drift": drift,
-    }
-    _check(sizes, strengths, layer_affinity)
-    _check_gate(num_groups, top_groups, num_experts=num_experts, top_k=top_k)
-    popularity = None if popularity_LE is None else _popularity(popularity_LE, num_experts)
-    rng = np.random.default_rng(seed)
-    sequence_T, position_T = np.divmod(np.arange(num_tokens), sequence_tokens)
-    domain_T = _bursts(rng, int(sequence_T[-1]) + 1, num_domains)[sequence_T]
-    router = _Router(
-        rng,
-        sizes,
+    knobs = Knobs(
+        num_tokens=num_tokens,
+        num_layers=num_layers,
+        num_experts=num_experts,
+        top_k=top_k,
+        num_domains=num_domains,
         skew=skew,
         domain_strength=domain_strength,
+        coactivation=coactivation,
+        layer_affinity=layer_affinity,
         drift=drift,
-        gate=(num_groups, top_groups),
-        popularity_LE=popularity,
+        sequence_tokens=sequence_tokens,
+        num_groups=num_groups,
+        top_groups=top_groups,
+        popularity_LE=popularity_LE,
     )
+    rng = np.random.default_rng(seed)
+    sequence_T, position_T = np.divmod(np.arange(num_tokens), sequence_tokens)
+    domain_T = bursts(rng, int(sequence_T[-1]) + 1, num_domains)[sequence_T]
+    router = Router(rng, knobs)
     experts_TLK = np.empty(
         (num_tokens, num_layers, top_k), dtype=np.uint8 if num_experts <= 256 else np.uint16
     )
     for tokens in _blocks(num_tokens, num_experts):
         time_T = (np.arange(tokens.start, tokens.stop) / max(num_tokens - 1, 1)).astype(np.float32)
-        choices = router.route(
-            rng, domain_T[tokens], time_T, coactivation=coactivation, layer_affinity=layer_affinity
-        )
-        for layer, choice_TK in enumerate(choices):
+        for layer, choice_TK in enumerate(router.route(rng, domain_T[tokens], time_T)):
             experts_TLK[tokens, layer] = choice_TK
     return Trace(
         experts_TLK=experts_TLK,
@@ -134,10 +123,53 @@ def synthesize(
         sequence_T=sequence_T,
         position_T=position_T,
         domain_T=domain_T,
-        domain_names=tuple(f"domain{domain}" for domain in range(num_domains)),
+        domain_names=knobs.domain_names,
         model_name="synthetic",
         moe_layer_ids=tuple(range(num_layers)),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Knobs:
+    """What `synthesize` takes beside the seed, checked.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+    """
+
+    num_tokens: int
+    num_layers: int
+    num_experts: int
+    top_k: int
+    num_domains: int = 4
+    skew: float = 0.5
+    domain_strength: float = 0.8
+    coactivation: float = 2.0
+    layer_affinity: float = 0.6
+    drift: float = 0.4
+    sequence_tokens: int = 512
+    num_groups: int = 1
+    top_groups: int = 1
+    popularity_LE: npt.ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        sizes = ("num_tokens", "num_layers", "num_experts", "top_k", "num_domains", "sequence_tokens")
+        strengths = ("skew", "domain_strength", "coactivation", "drift")
+        _check(
+            {name: getattr(self, name) for name in sizes},
+            {name: getattr(self, name) for name in strengths},
+            self.layer_affinity,
+        )
+        _check_gate(self.num_groups, self.top_groups, num_experts=self.num_experts, top_k=self.top_k)
+        if self.popularity_LE is not None:
+            object.__setattr__(self, "popularity_LE", _popularity(self.popularity_LE, self.num_experts))
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the kinds of traffic."""
+        return tuple(f"domain{domain}" for domain in range(self.num_domains))
 
 
 def _check(sizes: dict[str, int], strengths: dict[str, float], layer_affinity: float) -> None:
@@ -177,7 +209,7 @@ def _popularity(popularity_LE: npt.ArrayLike, num_experts: int) -> npt.NDArray[n
     return np.asarray(np.maximum(popularity / popularity.mean(axis=1, keepdims=True), 1e-6))
 
 
-def _bursts(rng: np.random.Generator, num_sequences: int, num_domains: int) -> IntArray:
+def bursts(rng: np.random.Generator, num_sequences: int, num_domains: int) -> IntArray:
     """Domain of each sequence: a new one is drawn once every few sequences."""
     turn = rng.random(num_sequences) < 1 / _BURST_SEQUENCES
     turn[0] = True
@@ -191,54 +223,56 @@ def _blocks(num_tokens: int, num_experts: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_tokens))
 
 
-class _Router:
-    """The preferences that all tokens share: popularity, domains, drift and groups, per layer."""
+class Router:
+    """The preferences that all tokens share: popularity, domains, drift and groups, per layer.
 
-    def __init__(
-        self,
-        rng: np.random.Generator,
-        sizes: dict[str, int],
-        *,
-        skew: float,
-        domain_strength: float,
-        drift: float,
-        gate: tuple[int, int],
-        popularity_LE: npt.NDArray[np.float64] | None,
-    ) -> None:
-        num_layers, num_experts = sizes["num_layers"], sizes["num_experts"]
+    Parameters
+    ----------
+    rng
+        Draws the preferences.
+    knobs
+        How strong they are.
+    """
+
+    def __init__(self, rng: np.random.Generator, knobs: Knobs) -> None:
+        num_layers, num_experts = knobs.num_layers, knobs.num_experts
         every = np.broadcast_to(np.arange(num_experts), (num_layers, num_experts))
         rank_LE = rng.permuted(every, axis=1) + 1
-        taste_LCE = rng.standard_normal((num_layers, sizes["num_domains"], num_experts))
-        self.top_k = sizes["top_k"]
-        self.num_groups = -(-num_experts // self.top_k)
-        prior_LE = -skew * np.log(rank_LE)
-        if popularity_LE is not None:
+        taste_LCE = rng.standard_normal((num_layers, knobs.num_domains, num_experts))
+        self._knobs = knobs
+        self._num_groups = -(-num_experts // knobs.top_k)
+        prior_LE = -knobs.skew * np.log(rank_LE)
+        if knobs.popularity_LE is not None:
+            popularity_LE = np.asarray(knobs.popularity_LE)
             prior_LE = np.log(popularity_LE)[np.arange(num_layers) % len(popularity_LE)]
-        self.gate = gate
-        self.base_LCE = (domain_strength * taste_LCE + prior_LE[:, None]).astype(np.float32)
-        self.drift_LE = (drift * rng.standard_normal((num_layers, num_experts))).astype(np.float32)
-        self.group_LE = rng.permuted(every, axis=1) % self.num_groups
+        self._base_LCE = (knobs.domain_strength * taste_LCE + prior_LE[:, None]).astype(np.float32)
+        self._drift_LE = (knobs.drift * rng.standard_normal((num_layers, num_experts))).astype(np.float32)
+        self._group_LE = rng.permuted(every, axis=1) % self._num_groups
 
     def route(
-        self,
-        rng: np.random.Generator,
-        domain_T: IntArray,
-        time_T: FloatArray,
-        *,
-        coactivation: float,
-        layer_affinity: float,
+        self, rng: np.random.Generator, domain_T: IntArray, time_T: FloatArray
     ) -> Iterator[ExpertArray]:
-        """Yield the experts of these tokens layer by layer, ``[tokens, k]``, first choice first."""
+        """Yield the experts of these tokens layer by layer, ``[tokens, k]``, first choice first.
+
+        Parameters
+        ----------
+        rng
+            Draws the choices.
+        domain_T, time_T
+            Domain of each token, and when it comes, 0 to 1.
+        """
+        knobs = self._knobs
         num_tokens = len(domain_T)
-        fresh = np.float32(math.sqrt(1 - layer_affinity**2))
+        fresh = np.float32(math.sqrt(1 - knobs.layer_affinity**2))
         swing_T1 = (2 * time_T - 1)[:, None]
-        taste_TG = rng.standard_normal((num_tokens, self.num_groups), dtype=np.float32)
-        for base_CE, drift_E, group_E in zip(self.base_LCE, self.drift_LE, self.group_LE, strict=True):
+        gate = (knobs.num_groups, knobs.top_groups)
+        taste_TG = rng.standard_normal((num_tokens, self._num_groups), dtype=np.float32)
+        for base_CE, drift_E, group_E in zip(self._base_LCE, self._drift_LE, self._group_LE, strict=True):
             affinity_TE = base_CE[domain_T] + swing_T1 * drift_E
-            affinity_TE += np.float32(coactivation) * taste_TG[:, group_E]
-            yield _select(rng, affinity_TE, self.top_k, gate=self.gate)
+            affinity_TE += np.float32(knobs.coactivation) * taste_TG[:, group_E]
+            yield _select(rng, affinity_TE, knobs.top_k, gate=gate)
             news_TG = rng.standard_normal(taste_TG.shape, dtype=np.float32)
-            taste_TG = np.float32(layer_affinity) * taste_TG + fresh * news_TG
+            taste_TG = np.float32(knobs.layer_affinity) * taste_TG + fresh * news_TG
 
 
 def _select(
