@@ -12,7 +12,7 @@ WORKERS ?= auto
 
 help:
 	@echo "make demo        record, compare, solve, apply, verify on the bundled model (demo/report.html)"
-	@echo "make test        all tests; make test-fast without those that run the model"
+	@echo "make test        all tests; make test-fast without the slow ones"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       the benchmark tables (benchmarks/results; hours)"
 	@echo "make clean       remove the environment and what was built"
@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
 	$(BIN)/python -m placement.solvers.compile
+	$(BIN)/python -m traces.compile
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -42,10 +43,10 @@ demo: $(STAMP)
 	@echo "--- done: see $(DEMO)/report.html and $(DEMO)/placement.json"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -rs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -rs
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -rs -m "not model"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -rs -m "not model and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,6 +61,12 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.migration
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.statistics
+	$(BIN)/python -m benchmarks.importers
+	$(BIN)/python -m benchmarks.synthesis
+	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.distributed --ray
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,6 +27,8 @@ from placement.cli.inputs import (
     WindowOption,
     warn,
 )
+from placement.cli.placements import load_placement
+from placement.cli.trace_opening import PhysicalMapOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +63,7 @@ def advise(
     seed: SeedOption = 0,
     sample: SampleOption = None,
     source_format: FromOption = None,
+    physical_map: PhysicalMapOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say whether to move away from the placement that is running, by the traffic of TRACE.
@@ -70,13 +73,13 @@ def advise(
     from placement.change.advise import advise as advise_change
     from placement.cli.progress import cancel_on_interrupt, showing_progress
     from placement.cli.solve import WORK_SHARE
-    from placement.io import dump_json, read_placement
+    from placement.io import dump_json
     from placement.stopping import AnyOf, Cancellation, Deadline
 
     cancellation = Cancellation()
     stop = cancellation if time_limit is None else AnyOf(cancellation, Deadline(time_limit))
     with cancel_on_interrupt(cancellation), showing_progress("reading", limit_s=time_limit) as progress:
-        running = read_placement(start)
+        running = load_placement(start, model=model, topology=topology)
         problem, read = ProblemInputs(
             trace=trace,
             topology=topology,
@@ -90,6 +93,7 @@ def advise(
             calibration=calibration,
             sample=sample,
             source_format=source_format,
+            physical_map=physical_map,
         ).problem(device_of_slot_S=running.device_of_slot_S)
         progress.task("solving")
         advice = advise_change(

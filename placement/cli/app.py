@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from placement.cli.inputs import warn
 from placement.errors import PlacementError
 
 __all__ = ["app", "main"]
@@ -39,9 +41,16 @@ _register(app, "evaluate", "evaluate")
 _register(app, "compare", "compare")
 _register(app, "advise", "advise")
 _register(app, "diff", "diff")
+_register(app, "export", "export")
+_register(app, "batch", "batch")
 _register(app, "verify", "verify")
 _register(trace_app, "record", "trace_record")
 _register(trace_app, "info", "trace_info")
+_register(trace_app, "merge", "trace_merge")
+_register(trace_app, "window", "trace_window")
+_register(trace_app, "statistics", "trace_statistics")
+_register(trace_app, "synthesize", "trace_synthesize")
+trace_app.command("import")(import_module("placement.cli.trace_import").import_traces)
 
 
 def _version(wanted: bool) -> None:
@@ -85,6 +94,7 @@ def run(arguments: list[str] | None = None) -> int:
     0 done, 2 usage or bad input, 3 infeasible, 4 stopped before any placement, 5 service or network,
     130 interrupted where nothing could be kept. Errors take one line on stderr.
     """
+    _show_notes()
     try:
         result = app(args=arguments, prog_name="moe-placement", standalone_mode=False)
     except PlacementError as exc:
@@ -104,6 +114,20 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return result if isinstance(result, int) else 0
+
+
+class _Notes(logging.Handler):
+    """Tells what the packages note about their input as our other remarks are told, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def _show_notes() -> None:
+    for name in ("placement", "traces"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+            logger.addHandler(_Notes(logging.WARNING))
 
 
 def _hint(exc: Exception) -> str:

@@ -29,6 +29,7 @@ from placement.cli.inputs import (
     WindowOption,
     warn,
 )
+from placement.cli.trace_opening import PhysicalMapOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +57,7 @@ def compare(
     seed: SeedOption = 0,
     sample: SampleOption = None,
     source_format: FromOption = None,
+    physical_map: PhysicalMapOption = None,
     folds: Annotated[
         int | None,
         typer.Option(
@@ -98,6 +100,7 @@ def compare(
             fill_memory=fill_memory,
             sample=sample,
             source_format=source_format,
+            physical_map=physical_map,
         ).problem()
         options: dict[str, Any] = {
             "stop": cancellation,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from placement.cli.inputs import JsonOption, ModelOption
+from placement.cli.placements import DevicesOption, load_placement
 
 __all__ = ["diff"]
 
@@ -20,20 +21,27 @@ def diff(
         typer.Option("-t", "--topology", help="Cluster, to tell tiers and seconds.", show_default=False),
     ] = None,
     model: ModelOption = None,
+    devices: DevicesOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the expert copies to move from BEFORE to AFTER: how many, bytes, seconds."""
-    from placement.io import dump_json, read_placement
+    """List the expert copies to move from BEFORE to AFTER: how many, bytes, seconds.
+
+    Either may be an engine's own file.
+    """
+    from placement.io import dump_json
     from placement.model import resolve_model
     from placement.moves import summarise_moves
     from placement.topology import parse_topology
 
-    old, new = read_placement(before), read_placement(after)
+    shape = None if model is None else resolve_model(model)
+    old, new = (
+        load_placement(path, model=shape, topology=topology, num_devices=devices) for path in (before, after)
+    )
     summary = summarise_moves(
         old,
         new,
         topology=None if topology is None else parse_topology(topology),
-        model=None if model is None else resolve_model(model),
+        model=shape,
     )
     if json:
         typer.echo(dump_json(summary.to_dict()))

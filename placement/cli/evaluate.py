@@ -23,6 +23,8 @@ from placement.cli.inputs import (
     TraceArgument,
     WindowOption,
 )
+from placement.cli.placements import load_placement
+from placement.cli.trace_opening import PhysicalMapOption
 
 if TYPE_CHECKING:
     from placement.cost import CostBreakdown
@@ -31,7 +33,9 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    placement: Annotated[Path, typer.Argument(help="Placement file.", show_default=False)],
+    placement: Annotated[
+        Path, typer.Argument(help="Placement file, ours or that of an engine.", show_default=False)
+    ],
     trace: TraceArgument,
     topology: TopologyOption,
     model: ModelOption = None,
@@ -44,13 +48,14 @@ def evaluate(
     replica_split: ReplicaSplitOption = "even",
     sample: SampleOption = None,
     source_format: FromOption = None,
+    physical_map: PhysicalMapOption = None,
     json: JsonOption = False,
 ) -> None:
     """Score PLACEMENT on TRACE: predicted step cost, its parts, balance, fanout, hops."""
     from placement.cost import CostModel
-    from placement.io import dump_json, read_placement
+    from placement.io import dump_json
 
-    chosen = read_placement(placement)
+    chosen = load_placement(placement, model=model, topology=topology)
     problem, read = ProblemInputs(
         trace=trace,
         topology=topology,
@@ -64,6 +69,7 @@ def evaluate(
         replica_split=replica_split,
         sample=sample,
         source_format=source_format,
+        physical_map=physical_map,
     ).problem(device_of_slot_S=chosen.device_of_slot_S)
     breakdown = CostModel(problem).evaluate(chosen)
     report: dict[str, Any] = {

@@ -31,6 +31,16 @@ from placement.cli.inputs import (
     labelled,
     warn,
 )
+from placement.cli.placements import (
+    ExportOption,
+    check_exports,
+    load_placement,
+    note_fillers,
+    parse_exports,
+    warn_of_moves,
+    write_exports,
+)
+from placement.cli.trace_opening import PhysicalMapOption
 from placement.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,11 +95,13 @@ def solve(
             "moetuner, moetuner-sum, contiguous, greedy or eplb.",
         ),
     ] = "auto",
+    export: ExportOption = None,
     time_limit: TimeLimitOption = None,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     sample: SampleOption = None,
     source_format: FromOption = None,
+    physical_map: PhysicalMapOption = None,
     json: JsonOption = False,
 ) -> None:
     """Find a placement for TRACE on a cluster and write it.
@@ -97,12 +109,13 @@ def solve(
     Ctrl-C stops early and keeps the best placement so far.
     """
     from placement.cli.progress import cancel_on_interrupt, showing_progress
-    from placement.io import dump_json, placement_to_dict, read_placement, write_json
+    from placement.io import dump_json, placement_to_dict, write_json
     from placement.optimizer import optimize
     from placement.stopping import AnyOf, Cancellation, Deadline
 
     if max_moves is not None and start is None:
         raise InputError(f"--max-moves {max_moves} needs --start PLACEMENT to count moves from")
+    exports = parse_exports(export)
     cancellation = Cancellation()
     stop = cancellation if time_limit is None else AnyOf(cancellation, Deadline(time_limit))
     began_s = time.monotonic()
@@ -121,10 +134,12 @@ def solve(
         fill_memory=fill_memory,
         sample=sample,
         source_format=source_format,
+        physical_map=physical_map,
     )
     with cancel_on_interrupt(cancellation), showing_progress("reading", limit_s=time_limit) as progress:
         problem, read = inputs.problem()
-        first = None if start is None else read_placement(start)
+        check_exports(problem, read, exports)
+        first = None if start is None else load_placement(start, model=problem.model, topology=topology)
         progress.task("solving")
         solution = optimize(
             problem,
@@ -157,7 +172,11 @@ def solve(
     }
     entries = _entries(problem, solution, read.digest, seed, options)
     entries["held_out"] = None if held_out is None else _score(inputs, held_out, placement)
+    placement = note_fillers(placement, problem, start=first)
     write_json(out, placement_to_dict(placement, **entries))
+    filled = write_exports(placement, exports, problem, written=out)
+    if filled is not None and first is not None and max_moves is not None:
+        warn_of_moves(first, placement, max_moves)
     report = {
         "placement": str(out),
         "termination": str(solution.termination),
@@ -169,9 +188,17 @@ def solve(
         "candidates": solution.candidates,
         "skipped": solution.skipped,
         "moves": None if first is None else _moves(first, placement, problem),
+        "exports": {str(file.path): file.format for file in exports},
+        "exported_objective": filled,
     }
     layers = entries["breakdown"]["layers"]
     typer.echo(dump_json(report) if json else _lines(solution, layers, out, elapsed_s, report["moves"]))
+    if not json:
+        for file in exports:
+            typer.echo(f"written for {file.format} to {file.path}")
+        if filled is not None:
+            unit = solution.breakdown.unit
+            typer.echo(f"  engines have no empty slots; with those filled: {filled:.6g} {unit}")
 
 
 def _entries(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from placement.cli.placements import DevicesOption
 from placement.runtime.requirement import require_torch
 from placement.runtime.samples import resolve_model
 
@@ -18,7 +19,9 @@ __all__ = ["verify"]
 
 
 def verify(
-    placement: Annotated[Path, typer.Argument(help="Placement file to apply.", show_default=False)],
+    placement: Annotated[
+        Path, typer.Argument(help="Placement file to apply, ours or that of an engine.", show_default=False)
+    ],
     model: Annotated[
         str,
         typer.Option(
@@ -38,6 +41,7 @@ def verify(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens to compare, at most.")] = 8192,
+    devices: DevicesOption = None,
     device: Annotated[str, typer.Option("--device", help="Torch device that runs the model.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,12 +51,13 @@ def verify(
     more than 0.0001 of the largest logit, or if the model is not restored bit for bit.
     """
     require_torch()
-    from placement.io import read_placement
+    from placement.cli.placements import load_placement
     from placement.runtime.verify import verify_placement
 
+    checkpoint = resolve_model(model)
     report = verify_placement(
-        resolve_model(model),
-        read_placement(placement),
+        checkpoint,
+        load_placement(placement, model=str(checkpoint), num_devices=devices),
         text_files=text or None,
         max_tokens=max_tokens,
         context=context,

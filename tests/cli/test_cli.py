@@ -222,7 +222,7 @@ def bad_traces() -> dict[str, tuple[dict[str, object] | bytes, str]]:
         "ids out of range": ({"topk": ids, "num_experts": np.array(1)}, "1"),
         "negative ids": ({"topk": -ids.astype(np.int16) - 1}, "-"),
         "not integers": ({"topk": np.full((64, 2, 2), np.nan)}, "float"),
-        "no topk": ({"loads": ids}, "topk"),
+        "no topk": ({"loads": ids[:, 0]}, "topk"),
         "pickled": ({"topk": np.array([{}, {}], dtype=object)}, "object"),
         "foreign": (b"these are not the bytes of a trace", "trace"),
         "nothing": (b"", "empty"),

@@ -46,6 +46,12 @@ def _train_step(model: Any, seed: int) -> None:
     model(input_ids=batch, labels=batch).loss.backward()
 
 
+def _step(model: Any, seed: int) -> None:
+    """A forked child's step: autograd's threads, which other tests may have started, survive no fork."""
+    with torch.no_grad():
+        model(_tokens(2, 4, seed))
+
+
 def _expected(model: Any, seeds: range) -> Trace:
     sink = MemorySink(num_experts=EXPERTS)
     with Recorder(model, sink), torch.no_grad():
@@ -159,9 +165,9 @@ def test_a_signal_ends_the_process_after_the_flush(model: Any, tmp_path: Path, n
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         recorder_for(model, tmp_path / "set").stop_on_signals()
         for seed in range(3):
-            _train_step(model, seed)
+            _step(model, seed)
         os.kill(os.getpid(), number)
-        _train_step(model, 3)
+        _step(model, 3)
 
     assert _forked(work) == [-number]
     assert np.array_equal(read_dataset(tmp_path / "set").experts_TLK, _expected(model, range(3)).experts_TLK)
@@ -234,7 +240,7 @@ def test_the_end_of_the_interpreter_flushes(model: Any, tmp_path: Path) -> None:
 
     def work() -> None:
         recorder_for(model, tmp_path / "set")
-        _train_step(model, 0)
+        _step(model, 0)
 
     assert _forked(work) == [0]
     assert read_dataset(tmp_path / "set").num_tokens == 8
@@ -278,7 +284,7 @@ def test_a_killed_recording_is_resumed(model: Any, tmp_path: Path) -> None:
 
     def work() -> None:
         recorder = recorder_for(model, tmp_path / "set")
-        _train_step(model, 0)
+        _step(model, 0)
         recorder.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -302,8 +308,7 @@ def test_ranks_record_into_one_data_set(model: Any, tmp_path: Path, wrapper: str
             wrapped = _wrapped(model, wrapper)
             with recorder_for(wrapped, tmp_path / "set", overwrite=True) as recorder:
                 for seed in range(rank, 4, 2):
-                    batch = _tokens(2, 4, seed)
-                    wrapped(input_ids=batch, labels=batch).loss.backward()
+                    _step(wrapped, seed)
             assert recorder.num_tokens == 16
             distributed.barrier()
             distributed.destroy_process_group()
