@@ -152,10 +152,11 @@ def solve(
             max_moves=max_moves,
             on_incumbent=progress.incumbent,
         )
-    if problem.profile.num_windows < FEW_WINDOWS:
+    num_windows = problem.profile.num_windows
+    if num_windows < FEW_WINDOWS:
         warn(
-            f"only {problem.profile.num_windows} windows: what is fitted to so few may not hold on other "
-            "traffic; use a longer trace or a smaller --window"
+            f"only {num_windows} window{'s' * (num_windows > 1)}: what is fitted to so few may not hold on "
+            "other traffic; use a longer trace or a smaller --window"
         )
     placement = labelled(solution.placement, problem, read)
     elapsed_s = time.monotonic() - began_s

@@ -133,7 +133,7 @@ def _counts_overview(counts: ExpertCounts) -> Table:
     rows = {
         "model": counts.model_name,
         "holds": "expert counts, not which experts each token selected",
-        "windows": f"{counts.num_windows:,}, of {mean_tokens:,.1f} tokens on average",
+        "windows": f"{counts.num_windows:,}, of {mean_tokens:,.0f} tokens on average",
         "tokens": f"{counts.num_tokens:,}",
         "routing": f"{counts.num_layers} MoE layers, top-{counts.top_k} of {counts.num_experts} experts",
         "digest": counts.digest,

@@ -279,8 +279,8 @@ def test_a_recording_is_continued(model: Any, tmp_path: Path) -> None:
     assert np.array_equal(trace.experts_TLK, _expected(model, range(2)).experts_TLK)
 
 
-def test_a_killed_recording_is_resumed(model: Any, tmp_path: Path) -> None:
-    """SIGKILL leaves what was handed over in the spool; resuming recovers it and numbers on."""
+def test_a_killed_recording_is_resumed(model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGKILL leaves what was handed over in the spool; resuming recovers it, says so and numbers on."""
 
     def work() -> None:
         recorder = recorder_for(model, tmp_path / "set")
@@ -291,6 +291,7 @@ def test_a_killed_recording_is_resumed(model: Any, tmp_path: Path) -> None:
     assert _forked(work) == [-signal.SIGKILL]
     with recorder_for(model, tmp_path / "set", resume=True):
         _train_step(model, 1)
+    assert "resumed after 0 stored tokens: 8 more recovered from 1 spooled batches" in caplog.text
     trace = read_dataset(tmp_path / "set")
     assert trace.sequence_T is not None
     assert trace.sequence_T.tolist() == np.repeat(range(4), 4).tolist()

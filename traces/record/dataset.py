@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from traces.record.recorder import OnError, Recorder
 from traces.record.sinks import TraceSink
 
 __all__ = ["dataset_sink", "header_of", "recorder_for"]
+
+_logger = logging.getLogger(__name__)
 
 
 def recorder_for(
@@ -128,6 +131,7 @@ def dataset_sink(
     shape: dict[str, Any] = {"num_layers": len(layers), "top_k": layers[0].top_k, **header}
     writer = DatasetWriter(path, rank=rank, overwrite=overwrite, append=append, resume=resume, **shape)
     if writer.recovered is not None:
+        _logger.warning("%s: %s", path, writer.recovered)
         writer.flush()  # what was recovered has sequence numbers too
     return writer, writer.next_sequence if append or resume else 0
 
