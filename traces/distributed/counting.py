@@ -40,7 +40,7 @@ RECORDS_PER_CELL = 8
 LEAST_RECORDS, MOST_RECORDS = 1 << 22, 1 << 28
 """Bounds on the records (a token in a layer) of a task: some tenths of a second, and half a minute."""
 
-ENOUGH_TASKS = 16
+ENOUGH_TASKS = 8
 """So many tasks keep a few workers busy to the end; more only where tasks would get too long."""
 
 MOST_TASKS = 1 << 13
