@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from placement.errors import InputError
 from traces.synthesize import synthesize
-from traces.trace import UNKNOWN_DOMAIN, Trace
+from traces.trace import UNKNOWN_DOMAIN, Trace, joined
 
 # Three tokens, two layers, top-2 of four experts.
 EXPERTS_TLK = [[[0, 1], [2, 3]], [[1, 2], [3, 0]], [[3, 1], [0, 2]]]
@@ -214,3 +214,30 @@ def test_replace_checks_again() -> None:
     trace = synthesize(num_tokens=20, num_layers=2, num_experts=8, top_k=2, seed=0)
     with pytest.raises(InputError, match="outside"):
         replace(trace, num_experts=2)
+
+
+def test_what_was_checked_before_is_taken_as_it_is() -> None:
+    """The same trace as the constructor's, read-only; what is no part of a trace is refused."""
+    ids = np.array([[[0, 1]], [[2, 3]]], dtype=np.uint8)
+    checked = Trace(experts_TLK=ids, num_experts=4, rank_T=np.array([0, 1]), model_name="m")
+    trusted = Trace.trusted(experts_TLK=ids, num_experts=4, rank_T=np.array([0, 1]), model_name="m")
+    assert trusted.digest == checked.digest
+    assert not trusted.experts_TLK.flags.writeable
+    with pytest.raises(InputError, match="is empty"):
+        Trace.trusted(experts_TLK=ids[:0], num_experts=4)
+    with pytest.raises(TypeError, match="a trace has no colour"):
+        Trace.trusted(experts_TLK=ids, num_experts=4, colour="red")
+
+
+def test_parts_of_one_trace_join() -> None:
+    """Slices joined are the trace again; parts of other models are refused with what differs."""
+    ids = np.arange(12, dtype=np.uint8).reshape(6, 1, 2)
+    trace = Trace(experts_TLK=ids, num_experts=12, position_T=np.arange(6))
+    parts = [trace.select_tokens(slice(0, 2)), trace.select_tokens(slice(2, 6))]
+    assert joined(parts).digest == trace.digest
+    with pytest.raises(InputError, match="differ in num_experts: 12 and 13"):
+        joined([trace, Trace(experts_TLK=ids, num_experts=13, position_T=np.arange(6))])
+    with pytest.raises(InputError, match="some parts of a trace have position_T"):
+        joined([trace, Trace(experts_TLK=ids, num_experts=12)])
+    with pytest.raises(InputError, match="holds no token"):
+        joined([])
