@@ -162,7 +162,8 @@ def test_a_signal_ends_the_process_after_the_flush(model: Any, tmp_path: Path, n
     """The process dies of the signal as it would have, and every step before it is in the data set."""
 
     def work() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Whatever ran in this process before (Ray, say) may have left a handler of its own.
+        signal.signal(number, signal.SIG_DFL)
         recorder_for(model, tmp_path / "set").stop_on_signals()
         for seed in range(3):
             _step(model, seed)
