@@ -14,6 +14,7 @@ from placement.cli.inputs import (
     MaxImbalanceOption,
     ModelOption,
     ObjectiveOption,
+    PhysicalMapOption,
     ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
@@ -28,7 +29,6 @@ from placement.cli.inputs import (
     warn,
 )
 from placement.cli.placements import load_placement
-from placement.cli.trace_opening import PhysicalMapOption
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,6 +15,7 @@ from placement.cli.inputs import (
     MaxImbalanceOption,
     ModelOption,
     ObjectiveOption,
+    PhysicalMapOption,
     ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
@@ -29,7 +30,6 @@ from placement.cli.inputs import (
     WindowOption,
     warn,
 )
-from placement.cli.trace_opening import PhysicalMapOption
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Progress of many tasks: a bar on a terminal that counts what is done."""
+"""Progress of many tasks or tokens: a bar on a terminal that counts what is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["showing_count"]
+__all__ = ["counting_tokens", "showing_count"]
 
 
 def _ignore(done: int, total: int, text: str) -> None:
@@ -44,3 +44,22 @@ def showing_count(text: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=escape(f"{text} {last}".strip()))
 
         yield tell
+
+
+@contextmanager
+def counting_tokens(text: str, num_tokens: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr if it is a terminal; yields what to call with the tokens done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(text, total=num_tokens)
+        yield lambda done: bar.update(task, completed=done)

@@ -14,6 +14,7 @@ from placement.cli.inputs import (
     MaxImbalanceOption,
     ModelOption,
     ObjectiveOption,
+    PhysicalMapOption,
     ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
@@ -24,7 +25,6 @@ from placement.cli.inputs import (
     WindowOption,
 )
 from placement.cli.placements import load_placement
-from placement.cli.trace_opening import PhysicalMapOption
 
 if TYPE_CHECKING:
     from placement.cost import CostBreakdown

@@ -31,6 +31,7 @@ __all__ = [
     "MaxImbalanceOption",
     "ModelOption",
     "ObjectiveOption",
+    "PhysicalMapOption",
     "ProblemInputs",
     "ReplicaSplitOption",
     "RiskOption",
@@ -120,6 +121,14 @@ SampleOption = Annotated[
 ]
 FromOption = Annotated[
     str | None, typer.Option("--from", help="Insist on a trace format.", show_default=False)
+]
+PhysicalMapOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--physical-map",
+        help="Which logical expert each physical slot held, for dumps of physical ids.",
+        show_default=False,
+    ),
 ]
 TimeLimitOption = Annotated[
     float | None,

@@ -16,6 +16,7 @@ from placement.cli.inputs import (
     MaxImbalanceOption,
     ModelOption,
     ObjectiveOption,
+    PhysicalMapOption,
     ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
@@ -40,7 +41,6 @@ from placement.cli.placements import (
     warn_of_moves,
     write_exports,
 )
-from placement.cli.trace_opening import PhysicalMapOption
 from placement.errors import InputError
 
 if TYPE_CHECKING:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from placement.cli.counting import counting_tokens
 from placement.cli.inputs import FromOption, JsonOption, warn
 from placement.errors import InputError
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from traces.counts import ExpertCounts
     from traces.source import TraceSource
 
-__all__ = ["counting_tokens", "import_traces", "report_written"]
+__all__ = ["import_traces", "report_written"]
 
 
 def import_traces(
@@ -192,22 +191,3 @@ def report_written(report: WriteReport, *, json: bool, **more: Any) -> None:
         f"{header.num_experts} experts"
     )
     typer.echo(json_text.dumps(plain) if json else line)
-
-
-@contextmanager
-def counting_tokens(text: str, num_tokens: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr if it is a terminal; yields what to call with the tokens done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(text, total=num_tokens)
-        yield lambda done: bar.update(task, completed=done)

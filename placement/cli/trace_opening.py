@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from placement.cli.inputs import PhysicalMapOption
 from placement.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +21,6 @@ LayersOption = Annotated[
     typer.Option(
         "--model",
         help="Model, for formats that do not know which layers are MoE: a preset, folder or config.json.",
-        show_default=False,
-    ),
-]
-PhysicalMapOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--physical-map",
-        help="Which logical expert each physical slot held, for dumps of physical ids.",
         show_default=False,
     ),
 ]

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json as json_text
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from placement.cli.counting import counting_tokens
 from placement.cli.inputs import FromOption, JsonOption, SeedOption, default_window, warn
 from placement.cli.spread import CheckpointOption, OnErrorOption, RayOption, Spread, WorkersOption
 from placement.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from traces.source import TraceSource
     from traces.statistics import RoutingStatistics
 
@@ -161,27 +158,8 @@ def _counted(
     if spread.wanted:
         return spread.count(path, window, **options)
     own = {name: value for name, value in options.items() if name != "model"}
-    with _progress(path, source.num_tokens) as progress:
+    with counting_tokens("counting", source.num_tokens) as progress:
         return collect(source, window_tokens=window, progress=progress, **own)
-
-
-@contextmanager
-def _progress(path: str, num_tokens: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("counting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(path, total=num_tokens)
-        yield lambda tokens: bar.update(task, completed=tokens)
 
 
 def parse_bytes(text: str, option: str) -> int:

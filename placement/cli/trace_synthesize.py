@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from placement.cli.counting import counting_tokens
 from placement.cli.inputs import FromOption, JsonOption, SeedOption, warn
-from placement.cli.trace_import import counting_tokens, report_written
+from placement.cli.trace_import import report_written
 from placement.errors import InputError
 
 if TYPE_CHECKING:

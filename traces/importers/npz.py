@@ -28,11 +28,13 @@ from traces.trace import Trace
 if TYPE_CHECKING:
     from traces.readers import ReadOptions
 
-__all__ = ["is_archive_of_arrays", "open", "sniff"]
+__all__ = ["ARCHIVE_FAILURES", "is_archive_of_arrays", "open", "sniff"]
 
 Array = npt.NDArray[Any]
 
-_FOREIGN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+ARCHIVE_FAILURES = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+"""What reading a damaged zip archive of arrays may raise."""
+
 _TOKEN_KEYS = ("sequence", "position", "rank", "domain")
 _IN_MEMORY_BYTES = 2**28
 _KEYS = ("topk", "num_experts", *_TOKEN_KEYS, "domain_names", "model_name", "moe_layer_ids")
@@ -67,7 +69,7 @@ def is_archive_of_arrays(path: Path) -> bool:
                 return False
             with archive.open(entries[0]) as file:
                 npy_shape(file, entries[0].file_size)
-    except (InputError, OSError, *_FOREIGN):
+    except (InputError, OSError, *ARCHIVE_FAILURES):
         # Damaged archives are refused by whoever opens them.
         return False
     return True
@@ -81,7 +83,7 @@ def open(path: Path, options: ReadOptions) -> TraceSource:
     InputError
         If it is damaged, too large, holds pickled objects or no ``topk``, or its arrays are no valid trace.
     """
-    with reading(path, *_FOREIGN):
+    with reading(path, *ARCHIVE_FAILURES):
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if "topk" not in entries:

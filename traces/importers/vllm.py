@@ -10,7 +10,6 @@ file. Shape letters: T tokens, L layers, K top-k.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from placement.errors import InputError
 from traces.files import check_size, reading
-from traces.importers.npz import is_archive_of_arrays
+from traces.importers.npz import ARCHIVE_FAILURES, is_archive_of_arrays
 from traces.importers.records import PieceReader, PieceSource, TokenFields, naming
 from traces.importers.responses import AnswerTable, read_answers, walk_answers
 from traces.importers.routed_values import decoded_ids, ids_shape, npy_shape
@@ -38,7 +37,6 @@ __all__ = ["open", "sniff"]
 IntArray = npt.NDArray[np.int64]
 Shape = tuple[int, int, int]
 
-_FOREIGN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
 _NPY = b"\x93NUMPY"
 _ZIP = b"PK\x03\x04"
 
@@ -227,7 +225,7 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with reading(path, *_FOREIGN), zipfile.ZipFile(path) as archive:
+        with reading(path, *ARCHIVE_FAILURES), zipfile.ZipFile(path) as archive:
             self._entries = archive.infolist()
             check_size(sum(entry.file_size for entry in self._entries), path.stat().st_size)
             self.shapes = [self._shape(archive, entry) for entry in self._entries]
@@ -242,7 +240,7 @@ class _Archive:
 
     def read(self, number: int) -> npt.NDArray[Any]:
         with (
-            reading(self._path, *_FOREIGN),
+            reading(self._path, *ARCHIVE_FAILURES),
             zipfile.ZipFile(self._path) as archive,
             archive.open(self._entries[number]) as file,
         ):
