@@ -40,6 +40,7 @@ __all__ = [
     "bits_per_weight",
     "match_model",
     "model_from_config",
+    "model_from_fields",
     "preset_model",
     "resolve_model",
 ]
@@ -117,14 +118,28 @@ def _read_config(path: Path, *, name: str) -> ModelShape:
 
 def _read_yaml(path: Path) -> ModelShape:
     source = str(path)
+    values = load_yaml(read_text(path, what="model file"), source=source)
+    return model_from_fields(values, name=path.stem, source=source)
+
+
+def model_from_fields(given_values: object, *, name: str = "model", source: str = "model") -> ModelShape:
+    """Return the shape of a model from what a YAML file of its fields holds.
+
+    Parameters
+    ----------
+    name
+        Name of a model that gives none.
+    source
+        Start of every message.
+
+    Raises
+    ------
+    InputError
+        If a field is missing, unknown or wrong.
+    """
     known = [field.name for field in fields(ModelShape)]
-    given = Fields(
-        load_yaml(read_text(path, what="model file"), source=source),
-        source=source,
-        known=known,
-        required=_REQUIRED_FIELDS,
-    )
-    values: dict[str, Any] = {"name": path.stem}
+    given = Fields(given_values, source=source, known=known, required=_REQUIRED_FIELDS)
+    values: dict[str, Any] = {"name": name}
     for key in (key for key in known if key in given):
         if key in _TEXT_FIELDS:
             values[key] = given.text(key)

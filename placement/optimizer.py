@@ -234,6 +234,7 @@ class _Portfolio:
             objective=breakdown.objective,
             lower_bound=self.bound.value,
             solver=name,
+            placement=placement,
         )
         self.incumbents.append(incumbent)
         self.on_incumbent(incumbent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -36,12 +36,15 @@ class Incumbent:
         Best objective then, and the bound known then.
     solver
         Who found it.
+    placement
+        The placement itself.
     """
 
     elapsed_s: float
     objective: float
     lower_bound: float
     solver: str
+    placement: Placement = field(compare=False, repr=False)
 
     @property
     def gap(self) -> float:

@@ -15,7 +15,6 @@ from placement.cli.inputs import (
     ModelOption,
     ObjectiveOption,
     PhysicalMapOption,
-    ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
     SampleOption,
@@ -29,6 +28,7 @@ from placement.cli.inputs import (
     warn,
 )
 from placement.cli.placements import load_placement
+from placement.tasks.problem import ProblemInputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,9 +72,9 @@ def advise(
     """
     from placement.change.advise import advise as advise_change
     from placement.cli.progress import cancel_on_interrupt, showing_progress
-    from placement.cli.solve import WORK_SHARE
     from placement.io import dump_json
     from placement.stopping import AnyOf, Cancellation, Deadline
+    from placement.tasks.solve import work_of_limit
 
     cancellation = Cancellation()
     stop = cancellation if time_limit is None else AnyOf(cancellation, Deadline(time_limit))
@@ -103,7 +103,7 @@ def advise(
             min_gain=min_gain,
             seed=seed,
             threads=threads,
-            work_s=None if time_limit is None else WORK_SHARE * time_limit * threads,
+            work_s=work_of_limit(time_limit, threads),
             stop=stop,
         )
     for message in advice.warnings:

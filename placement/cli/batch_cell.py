@@ -8,8 +8,6 @@ the sum (or mean) of the layers' bounds.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from placement.cli.inputs import ProblemInputs, TraceOrigin, labelled
 from placement.errors import PlacementError
+from placement.tasks.problem import ProblemInputs, TraceOrigin, collecting_notes, labelled
+from placement.tasks.solve import breakdown_entry, run_solver
 from traces.distributed.batch import CellAnswer, CellWork
 from traces.distributed.spec import Cell
 
@@ -89,7 +88,7 @@ def _stage(cell: Cell) -> _Stage:
 @lru_cache(maxsize=1)
 def _read(inputs: ProblemInputs, held_out: str, other: str | None) -> _Stage:
     """Read a cell's problem; cells and layers that follow on the same worker often have the same one."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with collecting_notes() as notes:
         problem, origin = inputs.problem()
         fitted, held = problem, None
         if other is not None:
@@ -98,24 +97,21 @@ def _read(inputs: ProblemInputs, held_out: str, other: str | None) -> _Stage:
         elif held_out == "alternate":
             even, odd = problem.profile.split_alternate()
             fitted, held = problem.with_profile(even), problem.with_profile(odd)
-    lines = (line.removeprefix("moe-placement: ") for line in said.getvalue().splitlines())
-    return _Stage(fitted=fitted, held_out=held, origin=origin, notes=tuple(dict.fromkeys(lines)))
+    return _Stage(fitted=fitted, held_out=held, origin=origin, notes=tuple(dict.fromkeys(notes)))
 
 
 def _solve(cell: Cell, problem: PlacementProblem, *, share: float = 1.0) -> _Solved:
-    from placement.cli.solve import WORK_SHARE
-    from placement.optimizer import optimize
     from placement.stopping import Deadline
 
     given_s, threads = cell.options.get("time_limit"), cell.options.get("threads", 1)
     limit_s = None if given_s is None else given_s * share
-    solution = optimize(
+    solution = run_solver(
         problem,
         solver=cell.options.get("solver", "auto"),
         stop=None if limit_s is None else Deadline(limit_s),
         seed=cell.options.get("seed", 0),
         threads=threads,
-        work_s=None if limit_s is None else WORK_SHARE * limit_s * threads,
+        time_limit=limit_s,
     )
     return _Solved(
         placement=solution.placement,
@@ -218,7 +214,7 @@ def _answer(
     entries = {
         "objective": objective,
         "metrics": row["metrics"],
-        "breakdown": _breakdown(problem, solved),
+        "breakdown": breakdown_entry(problem, solved.breakdown, solved.bound),
         "held_out": held_out,
         "provenance": _provenance(cell, stage, solved),
     }
@@ -236,14 +232,6 @@ def _objective(problem: PlacementProblem, solved: _Solved) -> dict[str, Any]:
         "lower_bound": bound,
         "gap": relative_gap(value, bound),
     }
-
-
-def _breakdown(problem: PlacementProblem, solved: _Solved) -> dict[str, Any]:
-    """Return the parts of the objective, with every layer's bound."""
-    summary = solved.breakdown.summary()
-    for row, bound in zip(summary["layers"], solved.bound.layer_L.tolist(), strict=True):
-        row["lower_bound"] = bound
-    return summary
 
 
 def _provenance(cell: Cell, stage: _Stage, solved: _Solved) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from placement.cli.inputs import (
     ModelOption,
     ObjectiveOption,
     PhysicalMapOption,
-    ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
     SampleOption,
@@ -30,6 +29,7 @@ from placement.cli.inputs import (
     WindowOption,
     warn,
 )
+from placement.tasks.problem import ProblemInputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,11 +77,11 @@ def compare(
     A time limit holds for each policy.
     """
     from placement.cli.progress import cancel_on_interrupt, showing_progress
-    from placement.cli.solve import WORK_SHARE
     from placement.comparison import compare as compare_policies
     from placement.comparison import cross_validate
     from placement.io import dump_json
     from placement.stopping import Cancellation
+    from placement.tasks.solve import work_of_limit
 
     cancellation = Cancellation()
     with cancel_on_interrupt(cancellation), showing_progress("reading") as progress:
@@ -107,7 +107,7 @@ def compare(
             "time_limit_s": time_limit,
             "seed": seed,
             "threads": threads,
-            "work_s": None if time_limit is None else WORK_SHARE * time_limit * threads,
+            "work_s": work_of_limit(time_limit, threads),
             "on_policy": progress.task,
             "on_incumbent": progress.incumbent,
         }

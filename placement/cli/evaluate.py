@@ -15,7 +15,6 @@ from placement.cli.inputs import (
     ModelOption,
     ObjectiveOption,
     PhysicalMapOption,
-    ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
     SampleOption,
@@ -25,6 +24,7 @@ from placement.cli.inputs import (
     WindowOption,
 )
 from placement.cli.placements import load_placement
+from placement.tasks.problem import ProblemInputs
 
 if TYPE_CHECKING:
     from placement.cost import CostBreakdown

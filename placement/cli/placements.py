@@ -12,11 +12,11 @@ import typer
 from placement.errors import InputError
 
 if TYPE_CHECKING:
-    from placement.cli.inputs import TraceOrigin
     from placement.formats.protocol import FormatOptions
     from placement.model import ModelShape
     from placement.plan import Placement
     from placement.problem import PlacementProblem
+    from placement.tasks.problem import TraceOrigin
 
 __all__ = [
     "DevicesOption",
@@ -258,9 +258,9 @@ def check_exports(problem: PlacementProblem, trace: TraceOrigin, files: Sequence
     """
     import numpy as np
 
-    from placement.cli.inputs import labelled
     from placement.formats.rules import trivial_row
     from placement.plan import Placement
+    from placement.tasks.problem import labelled
 
     slots_S = problem.device_of_slot_S
     row_S = np.empty(slots_S.size, dtype=np.int64)

@@ -17,7 +17,6 @@ from placement.cli.inputs import (
     ModelOption,
     ObjectiveOption,
     PhysicalMapOption,
-    ProblemInputs,
     ReplicaSplitOption,
     RiskOption,
     SampleOption,
@@ -29,7 +28,6 @@ from placement.cli.inputs import (
     TopologyOption,
     TraceArgument,
     WindowOption,
-    labelled,
     warn,
 )
 from placement.cli.placements import (
@@ -42,6 +40,7 @@ from placement.cli.placements import (
     write_exports,
 )
 from placement.errors import InputError
+from placement.tasks.problem import ProblemInputs, labelled
 
 if TYPE_CHECKING:
     from placement.plan import Placement
@@ -49,10 +48,6 @@ if TYPE_CHECKING:
     from placement.solution import Solution
 
 __all__ = ["solve"]
-
-WORK_SHARE = 0.7
-"""Share of a time limit that is turned into counted work: the rest is for reading, bounds and evaluation, and
-for machines slower than the one the count was set on, so that the limit seldom decides the result."""
 
 FEW_WINDOWS = 10
 
@@ -110,8 +105,8 @@ def solve(
     """
     from placement.cli.progress import cancel_on_interrupt, showing_progress
     from placement.io import dump_json, placement_to_dict, write_json
-    from placement.optimizer import optimize
     from placement.stopping import AnyOf, Cancellation, Deadline
+    from placement.tasks.solve import placement_entries, run_solver
 
     if max_moves is not None and start is None:
         raise InputError(f"--max-moves {max_moves} needs --start PLACEMENT to count moves from")
@@ -141,13 +136,13 @@ def solve(
         check_exports(problem, read, exports)
         first = None if start is None else load_placement(start, model=problem.model, topology=topology)
         progress.task("solving")
-        solution = optimize(
+        solution = run_solver(
             problem,
             solver=solver,
             stop=stop,
             seed=seed,
             threads=threads,
-            work_s=None if time_limit is None else WORK_SHARE * time_limit * threads,
+            time_limit=time_limit,
             start=first,
             max_moves=max_moves,
             on_incumbent=progress.incumbent,
@@ -171,7 +166,7 @@ def solve(
         "solver": solver,
         "max_moves": max_moves,
     }
-    entries = _entries(problem, solution, read.digest, seed, options)
+    entries = placement_entries(problem, solution, read, seed=seed, options=options)
     entries["held_out"] = None if held_out is None else _score(inputs, held_out, placement)
     placement = note_fillers(placement, problem, start=first)
     write_json(out, placement_to_dict(placement, **entries))
@@ -200,41 +195,6 @@ def solve(
         if filled is not None:
             unit = solution.breakdown.unit
             typer.echo(f"  engines have no empty slots; with those filled: {filled:.6g} {unit}")
-
-
-def _entries(
-    problem: PlacementProblem, solution: Solution, digest: str, seed: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    from placement import __version__
-
-    return {
-        "objective": solution.objective_dict(str(problem.objective)),
-        "metrics": solution.breakdown.metrics.as_dict(),
-        "breakdown": _breakdown(problem, solution),
-        "provenance": {
-            "solver": solution.solver,
-            "seed": seed,
-            "trace": digest,
-            "version": __version__,
-            "termination": str(solution.termination),
-            "options": options,
-        },
-    }
-
-
-def _breakdown(problem: PlacementProblem, solution: Solution) -> dict[str, Any]:
-    """Return the parts of the objective, with bound and gap of every layer."""
-    from placement.bounds import layer_gaps
-    from placement.problem import Objective
-
-    summary = solution.breakdown.summary()
-    for row, bound in zip(summary["layers"], solution.bound.layer_L.tolist(), strict=True):
-        row["lower_bound"] = bound
-    if problem.objective is not Objective.TRAFFIC:
-        gap_L = layer_gaps(problem, solution.breakdown, solution.bound)
-        for row, gap in zip(summary["layers"], gap_L.tolist(), strict=True):
-            row["gap"] = gap
-    return summary
 
 
 def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from placement.cli.counting import counting_tokens
-from placement.cli.inputs import FromOption, JsonOption, SeedOption, default_window, warn
+from placement.cli.inputs import FromOption, JsonOption, SeedOption, warn
 from placement.cli.spread import CheckpointOption, OnErrorOption, RayOption, Spread, WorkersOption
 from placement.errors import InputError
+from placement.tasks.problem import default_window
 
 if TYPE_CHECKING:
     from traces.source import TraceSource

@@ -17,7 +17,7 @@ import pytest
 from placement import CostModel, optimize, read_placement
 from placement.cli.app import run
 from placement.cli.batch_cell import CELL_WORK
-from placement.cli.inputs import ProblemInputs
+from placement.tasks.problem import ProblemInputs
 from traces.distributed.batch import run_batch
 from traces.distributed.executor import SerialExecutor
 from traces.distributed.pool import ProcessExecutor

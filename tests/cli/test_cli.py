@@ -15,7 +15,7 @@ import pytest
 
 from placement import read_placement
 from placement.cli.app import run
-from placement.cli.inputs import default_window
+from placement.tasks.problem import default_window
 from traces.store import write_npz
 from traces.synthesize import synthesize
 

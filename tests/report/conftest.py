@@ -154,8 +154,20 @@ def _result(
     )
     if incumbents is None:
         incumbents = (
-            Incumbent(elapsed_s=0.25, objective=2 * fitted.objective, lower_bound=0.5, solver="greedy"),
-            Incumbent(elapsed_s=1.5, objective=fitted.objective, lower_bound=0.5, solver="search"),
+            Incumbent(
+                elapsed_s=0.25,
+                objective=2 * fitted.objective,
+                lower_bound=0.5,
+                solver="greedy",
+                placement=placement,
+            ),
+            Incumbent(
+                elapsed_s=1.5,
+                objective=fitted.objective,
+                lower_bound=0.5,
+                solver="search",
+                placement=placement,
+            ),
         )
     solution = Solution(
         placement=placement,

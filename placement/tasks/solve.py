@@ -1,0 +1,108 @@
+"""One solve with the options of the command line, and the entries of the placement file that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from placement.bounds import LowerBound
+    from placement.cost import CostBreakdown
+    from placement.plan import Placement
+    from placement.problem import PlacementProblem
+    from placement.solution import Incumbent, Solution
+    from placement.stopping import StoppingCriterion
+    from placement.tasks.problem import TraceOrigin
+
+__all__ = ["WORK_SHARE", "breakdown_entry", "placement_entries", "run_solver", "work_of_limit"]
+
+WORK_SHARE = 0.7
+"""Share of a time limit that is turned into counted work: the rest is for reading, bounds and evaluation, and
+for machines slower than the one the count was set on, so that the limit seldom decides the result."""
+
+
+def work_of_limit(time_limit: float | None, threads: int) -> float | None:
+    """Return the effort that a time limit allows, in seconds of one thread; None without a limit."""
+    return None if time_limit is None else WORK_SHARE * time_limit * threads
+
+
+def run_solver(
+    problem: PlacementProblem,
+    *,
+    solver: str = "auto",
+    stop: StoppingCriterion | None = None,
+    time_limit: float | None = None,
+    threads: int = 1,
+    seed: int = 0,
+    start: Placement | None = None,
+    max_moves: int | None = None,
+    on_incumbent: Callable[[Incumbent], None] | None = None,
+) -> Solution:
+    """Solve a problem with the options of ``solve``.
+
+    Parameters
+    ----------
+    stop
+        When to end early; the caller's clock for `time_limit` is part of it.
+    time_limit
+        Seconds that the caller allows: how much effort is planned.
+
+    Raises
+    ------
+    PlacementError
+        As `placement.optimizer.optimize`.
+    """
+    from placement.optimizer import optimize
+
+    return optimize(
+        problem,
+        solver=solver,
+        stop=stop,
+        seed=seed,
+        threads=threads,
+        work_s=work_of_limit(time_limit, threads),
+        start=start,
+        max_moves=max_moves,
+        on_incumbent=on_incumbent or (lambda _: None),
+    )
+
+
+def placement_entries(
+    problem: PlacementProblem,
+    solution: Solution,
+    origin: TraceOrigin,
+    *,
+    seed: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the entries of a placement file that say how good it is and where it comes from."""
+    from placement import __version__
+
+    return {
+        "objective": solution.objective_dict(str(problem.objective)),
+        "metrics": solution.breakdown.metrics.as_dict(),
+        "breakdown": breakdown_entry(problem, solution.breakdown, solution.bound),
+        "provenance": {
+            "solver": solution.solver,
+            "seed": seed,
+            "trace": origin.digest,
+            "version": __version__,
+            "termination": str(solution.termination),
+            "options": dict(options),
+        },
+    }
+
+
+def breakdown_entry(problem: PlacementProblem, breakdown: CostBreakdown, bound: LowerBound) -> dict[str, Any]:
+    """Return the parts of the objective, with bound and gap of every layer."""
+    from placement.bounds import layer_gaps
+    from placement.problem import Objective
+
+    summary = breakdown.summary()
+    for row, value in zip(summary["layers"], bound.layer_L.tolist(), strict=True):
+        row["lower_bound"] = value
+    if problem.objective is not Objective.TRAFFIC:
+        gap_L = layer_gaps(problem, breakdown, bound)
+        for row, gap in zip(summary["layers"], gap_L.tolist(), strict=True):
+            row["gap"] = gap
+    return summary
