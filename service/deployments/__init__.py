@@ -1,0 +1,1 @@
+"""Running models: their placements over time, drift, and refreshing by policy."""

@@ -1,0 +1,1 @@
+"""Jobs: how solves run, in processes of their own, under leases."""

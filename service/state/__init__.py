@@ -1,0 +1,1 @@
+"""What the service remembers: tables, the database behind them, and one store for each noun."""
