@@ -20,7 +20,7 @@ from placement.solvers.registry import make_solver
 from placement.solvers.search import default_work_s
 from placement.stopping import Never, StoppingCriterion
 
-__all__ = ["optimize"]
+__all__ = ["PROVING", "optimize"]
 
 OPTIMAL_GAP = 1e-9
 
@@ -35,8 +35,16 @@ FAR_SHARE = 0.2
 """Share of the experts from which a budget of moves is worth an unbudgeted solve to steer towards."""
 
 
+PROVING = "proving"
+"""What runs when the bound is tightened in earnest; before that it is a solver's name."""
+
+
 def _ignore(_: Incumbent) -> None:
     """Take no notice of progress."""
+
+
+def _ignore_phase(_: str, __: LowerBound) -> None:
+    """Take no notice of what runs."""
 
 
 def optimize(
@@ -50,6 +58,7 @@ def optimize(
     start: Placement | None = None,
     max_moves: int | None = None,
     on_incumbent: Callable[[Incumbent], None] = _ignore,
+    on_phase: Callable[[str, LowerBound], None] = _ignore_phase,
     clock: Callable[[], float] = time.monotonic,
 ) -> Solution:
     """Find a placement for a problem.
@@ -75,6 +84,9 @@ def optimize(
         then finds what to steer towards where the budget reaches that far, and the result is by ``change``.
     on_incumbent
         Called at every improvement, from the calling thread.
+    on_phase
+        Called with what runs now (a solver's name, ``start`` or ``proving``) and the bound known, whenever
+        either changes, and before the first incumbent.
     clock
         Seconds for the incumbents' times.
 
@@ -112,7 +124,7 @@ def optimize(
         request = replace(request, work_s=work_s / num_searches(names))
     if max_moves is not None:
         solvers, request = _within(request, solvers, max_moves, clock)
-    return _Portfolio(request, on_incumbent, clock).run(solvers)
+    return _Portfolio(request, on_incumbent, clock, on_phase).run(solvers)
 
 
 def _within(
@@ -151,6 +163,8 @@ class _Portfolio:
     request: SolveRequest
     on_incumbent: Callable[[Incumbent], None]
     clock: Callable[[], float]
+    on_phase: Callable[[str, LowerBound], None] = _ignore_phase
+    phase: str = ""
     bound: LowerBound = field(init=False)
     counted: bool = False
     best: tuple[Placement, CostBreakdown, str] | None = None
@@ -164,6 +178,7 @@ class _Portfolio:
         # No cost is below 0.
         self.bound = LowerBound(value=0.0, layer_L=np.zeros(self.request.problem.num_layers))
         if self.request.start is not None:
+            self._begin("start")
             self._offer(self.request.start, "start")
         errors: list[PlacementError] = []
         for solver in solvers:
@@ -180,6 +195,7 @@ class _Portfolio:
                 errors.append(exc)
         self._bound_by_counting()
         if self.best is not None and not self._is_near() and not self.request.stop():
+            self._begin(PROVING)
             self._prove(self._deep_bound())
         return self._solution(errors)
 
@@ -199,7 +215,13 @@ class _Portfolio:
         assert self.best is not None
         return relative_gap(self.best[1].objective, self.bound.value) <= ENOUGH_GAP
 
+    def _begin(self, phase: str) -> None:
+        self.phase = phase
+        self.on_phase(phase, self.bound)
+
     def _run_solver(self, solver: Solver) -> None:
+        self._begin(solver.name)
+
         def report(placement: Placement) -> None:
             self._offer(placement, solver.name)
 
@@ -213,7 +235,10 @@ class _Portfolio:
 
     def _prove(self, bound: LowerBound) -> None:
         """Keep what a solver has proved where it is tighter than what is known."""
+        known = self.bound.value
         self.bound = tighter(self.request.problem, self.bound, bound)
+        if self.bound.value > known:
+            self.on_phase(self.phase, self.bound)
 
     def _offer(self, placement: Placement, name: str) -> None:
         """Evaluate a placement and keep it if it is feasible and better."""
@@ -237,7 +262,7 @@ class _Portfolio:
             placement=placement,
         )
         self.incumbents.append(incumbent)
-        self.on_incumbent(incumbent)
+        self.on_incumbent(replace(incumbent, breakdown=breakdown))
 
     def _save_moves(self) -> None:
         """Exchange alike devices of the best placement where that saves moves from the start for nothing."""

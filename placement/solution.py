@@ -38,6 +38,8 @@ class Incumbent:
         Who found it.
     placement
         The placement itself.
+    breakdown
+        What it costs, for who is told of it; None in a solution's history.
     """
 
     elapsed_s: float
@@ -45,6 +47,7 @@ class Incumbent:
     lower_bound: float
     solver: str
     placement: Placement = field(compare=False, repr=False)
+    breakdown: CostBreakdown | None = field(default=None, compare=False, repr=False)
 
     @property
     def gap(self) -> float:

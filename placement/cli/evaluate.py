@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,7 @@ from placement.cli.inputs import (
     WindowOption,
 )
 from placement.cli.placements import load_placement
+from placement.tasks.evaluate import evaluation_report
 from placement.tasks.problem import ProblemInputs
 
 if TYPE_CHECKING:
@@ -72,14 +73,7 @@ def evaluate(
         physical_map=physical_map,
     ).problem(device_of_slot_S=chosen.device_of_slot_S)
     breakdown = CostModel(problem).evaluate(chosen)
-    report: dict[str, Any] = {
-        "objective": {"name": objective, "value": breakdown.objective, "unit": breakdown.unit},
-        **breakdown.metrics.as_dict(),
-        "windows": problem.profile.num_windows,
-        "devices": problem.num_devices,
-        "trace": read.digest,
-        "breakdown": breakdown.summary(),
-    }
+    report = evaluation_report(problem, breakdown, read)
     typer.echo(dump_json(report) if json else _lines(breakdown))
 
 

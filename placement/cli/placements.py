@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from placement.errors import InputError
+from placement.tasks.placements import load_placement, note_fillers
 
 if TYPE_CHECKING:
     from placement.formats.protocol import FormatOptions
@@ -32,8 +33,6 @@ __all__ = [
     "write_exports",
 ]
 
-_MAPS = ("physical_to_logical_map", "last_physical_to_logical_map")
-
 DevicesOption = Annotated[
     int | None,
     typer.Option(
@@ -51,66 +50,6 @@ ExportOption = Annotated[
         show_default=False,
     ),
 ]
-
-
-def load_placement(
-    path: Path,
-    *,
-    model: ModelShape | str | None = None,
-    topology: str | None = None,
-    num_devices: int | None = None,
-) -> Placement:
-    """Read a placement from our own file or an engine's, or from the dump of a running one.
-
-    Parameters
-    ----------
-    model
-        The model, for files that count other layers than its MoE layers.
-    topology, num_devices
-        The cluster, or how many devices it has, for files that list slots alone.
-
-    Raises
-    ------
-    InputError
-        If the file is of no known format or damaged, or needs what was not given.
-    """
-    from placement.formats.files import placement_from_document, read_placement_file
-    from placement.formats.layers import ModelLayers
-    from placement.formats.protocol import FormatOptions
-    from placement.model import resolve_model
-    from placement.topology import parse_topology
-
-    if num_devices is not None and num_devices < 1:
-        raise InputError(f"--devices is {num_devices}; it must be 1 or more")
-
-    def told() -> FormatOptions:
-        shape = resolve_model(model) if isinstance(model, str) else model
-        devices = num_devices
-        if devices is None and topology is not None:
-            devices = parse_topology(topology).num_devices
-        return FormatOptions(layers=None if shape is None else ModelLayers.of(shape), num_devices=devices)
-
-    running = _of_dump(path)
-    if running is not None:
-        found = placement_from_document(running, told, source=str(path))
-    else:
-        found = read_placement_file(path, told)
-    if num_devices is not None and found.num_devices != num_devices:
-        raise InputError(f"{path}: is for {found.num_devices} devices, --devices says {num_devices}")
-    return found
-
-
-def _of_dump(path: Path) -> dict[str, Any] | None:
-    """Return the map of slots in a PyTorch file: a dump of SGLang's recorder says how experts lay last."""
-    from traces.importers.torch_file import as_array, is_torch_file, load_torch
-
-    if not is_torch_file(path):
-        return None
-    content = load_torch(path)
-    keys = [key for key in _MAPS if isinstance(content, dict) and content.get(key) is not None]
-    if not keys:
-        raise InputError(f"{path}: has no {' or '.join(_MAPS)}; it holds no placement")
-    return {_MAPS[0]: as_array(content[keys[0]], keys[0]).tolist()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,21 +120,6 @@ def export_options(
 
     layers = layers_of(placement, model, num_mtp_layers=num_mtp_layers)
     return FormatOptions(layers=layers, num_devices=placement.num_devices)
-
-
-def note_fillers(placement: Placement, problem: PlacementProblem, *, start: Placement | None) -> Placement:
-    """Return a placement that notes what its empty slots may be filled with for an engine."""
-    import numpy as np
-
-    from placement.formats.fill import KEY, find_fillers
-
-    extra = {key: value for key, value in placement.extra.items() if key != KEY}
-    slots_D = np.bincount(placement.device_of_slot_S, minlength=placement.num_devices)
-    if (slots_D == slots_D[0]).all() and (
-        fillers := find_fillers(placement, problem.profile.load_WLE, start=start)
-    ):
-        extra[KEY] = [list(filler) for filler in fillers]
-    return replace(placement, extra=extra)
 
 
 def write_exports(

@@ -28,28 +28,23 @@ from placement.cli.inputs import (
     TopologyOption,
     TraceArgument,
     WindowOption,
-    warn,
 )
 from placement.cli.placements import (
     ExportOption,
     check_exports,
-    load_placement,
-    note_fillers,
     parse_exports,
     warn_of_moves,
     write_exports,
 )
 from placement.errors import InputError
+from placement.tasks.placements import load_placement, moves_entry, note_fillers
 from placement.tasks.problem import ProblemInputs, labelled
 
 if TYPE_CHECKING:
     from placement.plan import Placement
-    from placement.problem import PlacementProblem
     from placement.solution import Solution
 
 __all__ = ["solve"]
-
-FEW_WINDOWS = 10
 
 
 def solve(
@@ -106,7 +101,7 @@ def solve(
     from placement.cli.progress import cancel_on_interrupt, showing_progress
     from placement.io import dump_json, placement_to_dict, write_json
     from placement.stopping import AnyOf, Cancellation, Deadline
-    from placement.tasks.solve import placement_entries, run_solver
+    from placement.tasks.solve import note_few_windows, placement_entries, provenance_options, run_solver
 
     if max_moves is not None and start is None:
         raise InputError(f"--max-moves {max_moves} needs --start PLACEMENT to count moves from")
@@ -147,25 +142,10 @@ def solve(
             max_moves=max_moves,
             on_incumbent=progress.incumbent,
         )
-    num_windows = problem.profile.num_windows
-    if num_windows < FEW_WINDOWS:
-        warn(
-            f"only {num_windows} window{'s' * (num_windows > 1)}: what is fitted to so few may not hold on "
-            "other traffic; use a longer trace or a smaller --window"
-        )
+    note_few_windows(problem)
     placement = labelled(solution.placement, problem, read)
     elapsed_s = time.monotonic() - began_s
-    options = {
-        "semantics": semantics,
-        "objective": objective,
-        "window": int(problem.profile.window_tokens_W[0]),
-        "spare_slots": spare_slots,
-        "risk": risk,
-        "replica_split": replica_split,
-        "topology": problem.topology.name,
-        "solver": solver,
-        "max_moves": max_moves,
-    }
+    options = provenance_options(inputs, problem, solver=solver, max_moves=max_moves)
     entries = placement_entries(problem, solution, read, seed=seed, options=options)
     entries["held_out"] = None if held_out is None else _score(inputs, held_out, placement)
     placement = note_fillers(placement, problem, start=first)
@@ -183,7 +163,7 @@ def solve(
         "held_out": entries["held_out"],
         "candidates": solution.candidates,
         "skipped": solution.skipped,
-        "moves": None if first is None else _moves(first, placement, problem),
+        "moves": None if first is None else moves_entry(first, placement, problem),
         "exports": {str(file.path): file.format for file in exports},
         "exported_objective": filled,
     }
@@ -210,19 +190,6 @@ def _score(inputs: ProblemInputs, held_out: Path, placement: Placement) -> dict[
         "windows": problem.profile.num_windows,
         "objective": breakdown.objective,
         **breakdown.metrics.as_dict(),
-    }
-
-
-def _moves(first: Placement, placement: Placement, problem: PlacementProblem) -> dict[str, Any]:
-    """Count and price what leads from the start to the result."""
-    from placement.moves import summarise_moves
-
-    summary = summarise_moves(first, placement, topology=problem.topology, model=problem.model)
-    return {
-        "count": summary.num_moves,
-        "by_tier": summary.moves_by_tier,
-        "bytes": summary.total_bytes,
-        "seconds": summary.seconds,
     }
 
 

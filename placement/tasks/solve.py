@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,21 @@ if TYPE_CHECKING:
     from placement.problem import PlacementProblem
     from placement.solution import Incumbent, Solution
     from placement.stopping import StoppingCriterion
-    from placement.tasks.problem import TraceOrigin
+    from placement.tasks.problem import ProblemInputs, TraceOrigin
 
-__all__ = ["WORK_SHARE", "breakdown_entry", "placement_entries", "run_solver", "work_of_limit"]
+__all__ = [
+    "WORK_SHARE",
+    "breakdown_entry",
+    "note_few_windows",
+    "placement_entries",
+    "provenance_options",
+    "run_solver",
+    "work_of_limit",
+]
+
+_log = logging.getLogger(__name__)
+
+FEW_WINDOWS = 10
 
 WORK_SHARE = 0.7
 """Share of a time limit that is turned into counted work: the rest is for reading, bounds and evaluation, and
@@ -37,6 +50,7 @@ def run_solver(
     start: Placement | None = None,
     max_moves: int | None = None,
     on_incumbent: Callable[[Incumbent], None] | None = None,
+    on_phase: Callable[[str, LowerBound], None] | None = None,
 ) -> Solution:
     """Solve a problem with the options of ``solve``.
 
@@ -46,6 +60,8 @@ def run_solver(
         When to end early; the caller's clock for `time_limit` is part of it.
     time_limit
         Seconds that the caller allows: how much effort is planned.
+    on_incumbent, on_phase
+        Told of progress, from the calling thread.
 
     Raises
     ------
@@ -64,6 +80,7 @@ def run_solver(
         start=start,
         max_moves=max_moves,
         on_incumbent=on_incumbent or (lambda _: None),
+        on_phase=on_phase or (lambda _, __: None),
     )
 
 
@@ -91,6 +108,33 @@ def placement_entries(
             "options": dict(options),
         },
     }
+
+
+def provenance_options(
+    inputs: ProblemInputs, problem: PlacementProblem, *, solver: str, max_moves: int | None
+) -> dict[str, Any]:
+    """Return the options of a solve that a placement file tells."""
+    return {
+        "semantics": inputs.semantics,
+        "objective": inputs.objective,
+        "window": int(problem.profile.window_tokens_W[0]),
+        "spare_slots": inputs.spare_slots,
+        "risk": inputs.risk,
+        "replica_split": inputs.replica_split,
+        "topology": problem.topology.name,
+        "solver": solver,
+        "max_moves": max_moves,
+    }
+
+
+def note_few_windows(problem: PlacementProblem) -> None:
+    """Say so where a placement is fitted to little traffic."""
+    num_windows = problem.profile.num_windows
+    if num_windows < FEW_WINDOWS:
+        _log.warning(
+            f"only {num_windows} window{'s' * (num_windows > 1)}: what is fitted to so few may not hold on "
+            "other traffic; use a longer trace or a smaller --window"
+        )
 
 
 def breakdown_entry(problem: PlacementProblem, breakdown: CostBreakdown, bound: LowerBound) -> dict[str, Any]:
