@@ -1,7 +1,8 @@
 """Reads expert counts as SGLang gives them in JSON: ``{"logical_count": [layers][experts]}``, or by step.
 
-All decoder layers are listed; dense ones count nothing and are dropped. The file does not say how many
-experts a token selects: that is the model's to tell.
+All decoder layers are listed; dense ones count nothing and are dropped. SGLang's files do not say how many
+experts a token selects: that is the model's to tell. Files that the service makes of load windows say so
+themselves, as ``top_k``, beside the ``model_name``.
 Shape letters: W windows (steps), L layers, E experts.
 """
 
@@ -53,7 +54,16 @@ def open(path: Path, options: ReadOptions) -> ExpertCounts:
         content = load_json(path)
         if not isinstance(content, Mapping) or "logical_count" not in content:
             raise InputError("has no logical_count; it is no file of SGLang's expert counts")
-        return expert_counts(_whole_numbers(content["logical_count"]), options.model)
+        load_WLE = _whole_numbers(content["logical_count"])
+        if options.model is None and type(content.get("top_k")) is int:
+            name = content.get("model_name")
+            check_counts(load_WLE)
+            return ExpertCounts(
+                load_WLE=summed_steps(load_WLE),
+                top_k=content["top_k"],
+                model_name=name if isinstance(name, str) else None,
+            )
+        return expert_counts(load_WLE, options.model)
 
 
 def expert_counts(load_WLE: npt.NDArray[Any], model: ModelShape | None) -> ExpertCounts:
