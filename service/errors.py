@@ -15,6 +15,7 @@ __all__ = [
     "PreconditionError",
     "ProblemError",
     "QueueFullError",
+    "SlowBodyError",
     "TooLargeError",
     "TooManyRequestsError",
     "UnauthorizedError",
@@ -95,6 +96,13 @@ class PreconditionError(ProblemError):
 
     status = HTTPStatus.PRECONDITION_FAILED
     code = "precondition-failed"
+
+
+class SlowBodyError(ProblemError):
+    """The rest of a body did not come in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "request-timeout"
 
 
 class TooLargeError(ProblemError):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings"]
+from placement.errors import InputError
+
+__all__ = ["Settings", "read_settings"]
+
+PREFIX = "MOE_PLACEMENT_"
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,7 +25,7 @@ class Settings(BaseSettings):
     Every field is read from ``MOE_PLACEMENT_<NAME>``; the database also from ``DATABASE_URL``.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MOE_PLACEMENT_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
@@ -41,7 +46,7 @@ class Settings(BaseSettings):
     """Time of one solve, whatever it asked for; above it is killed and keeps its incumbent."""
     max_threads: int = Field(default=64, ge=1)
     max_queued: int = Field(default=100_000, ge=1)
-    stop_grace_seconds: float = Field(default=5.0, gt=0)
+    stop_grace_seconds: float = Field(default=0.3, gt=0)
     """How long a solve that was told to stop may take before it is killed and its last incumbent stands."""
     lease_seconds: float = Field(default=15.0, gt=0)
     """How long a worker's sign of life may stand still before its jobs are taken from it."""
@@ -52,9 +57,13 @@ class Settings(BaseSettings):
     max_unpacked_bytes: int = Field(default=16 * GIB, ge=1)
     max_body_bytes: int = Field(default=32 * MIB, ge=1024)
     """Body of any other request."""
+    body_idle_seconds: float = Field(default=30.0, gt=0)
+    """How long the next bytes of a body may take."""
     requests_per_minute: int = Field(default=0, ge=0)
     """Requests of one token that has no rate of its own; 0 for any number."""
     retention_days: float = Field(default=90.0, gt=0)
+    least_free_bytes: int = Field(default=64 * MIB, ge=0)
+    """Room on the data directory's disk below which the server says that it is not ready."""
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -65,3 +74,26 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url
         return f"sqlite:///{self.data_dir.absolute() / 'state.db'}"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a process that is to run with these settings."""
+        given = {name: value for name, value in self if value is not None}
+        given["data_dir"] = self.data_dir.absolute()
+        return dict(os.environ) | {f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}
+
+
+def read_settings(**given: Any) -> Settings:
+    """Return the settings of the environment; what is given here goes first.
+
+    Raises
+    ------
+    InputError
+        If one makes no sense: which, and why.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        option = f"--{name.replace('_', '-')}" if given.get(name) is not None else f"{PREFIX}{name.upper()}"
+        raise InputError(f"{option.removeprefix(PREFIX * 2)}: {first['msg']}") from None

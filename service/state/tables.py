@@ -80,7 +80,8 @@ jobs = sa.Table(
     sa.Column("placement_digest", sa.ForeignKey("artifacts.digest")),
     sa.Column("error", Json, comment="code and message"),
     sa.UniqueConstraint("caller", "kind", "idempotency_key", name="uq_jobs_idempotency"),
-    sa.Index("ix_jobs_queue", "status", "priority", "number"),
+    sa.Index("ix_jobs_queue", "status", "priority", "caller", "number", "cpus", "kind"),
+    sa.Index("ix_jobs_status", "status", "number"),
     sa.Index("ix_jobs_deployment", "deployment", "number"),
 )
 
@@ -162,6 +163,8 @@ tokens = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double),
     sa.Column("revoked_at", sa.Double),
+    sa.Column("previous_hash", sa.String(64), comment="of the secret before the last rotation"),
+    sa.Column("previous_until", sa.Double, comment="how long that one is still taken"),
 )
 
 audit = sa.Table(
