@@ -37,7 +37,7 @@ class Context:
     watcher: Watcher
 
 
-def context_of(request: Request) -> Context:
-    """Return the process that serves a request; for `Depends`."""
+async def context_of(request: Request) -> Context:
+    """Return the process that serves a request; for `Depends` (async: a plain function costs a thread)."""
     context: Context = request.app.state.context
     return context

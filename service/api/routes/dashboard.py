@@ -1,0 +1,18 @@
+"""``/``: a page that shows what the service does, from its own API."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from service.api.pages import page
+
+__all__ = ["router"]
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def dashboard() -> Response:
+    """Return the page; what it shows it asks for itself, with the token that its reader gives it."""
+    return page("dashboard.html", policy="style-src 'self'; img-src 'self'")
