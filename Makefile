@@ -8,12 +8,13 @@ DEMO := demo
 SAMPLES := placement/samples
 WORKERS ?= auto
 
-.PHONY: help install demo test test-fast lint bench clean
+.PHONY: help install demo test test-fast lint bench serve clean
 
 help:
 	@echo "make demo        record, compare, solve, apply, verify on the bundled model (demo/report.html)"
 	@echo "make test        all tests; make test-fast without the slow ones"
 	@echo "make lint        ruff and mypy"
+	@echo "make serve       the service on http://127.0.0.1:8700 (SERVE='--port 9000' for other options)"
 	@echo "make bench       the benchmark tables (benchmarks/results; hours)"
 	@echo "make clean       remove the environment and what was built"
 
@@ -52,6 +53,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+serve: $(STAMP)
+	exec $(BIN)/moe-placement serve $(SERVE)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.quality

@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(name="trace", help="Record and inspect routing traces.", no_args_is_help=True)
 app.add_typer(trace_app)
+app.add_typer(import_module("placement.cli.token").token_app)
 
 
 def _register(target: typer.Typer, name: str, module: str, **options: Any) -> None:
@@ -44,6 +45,11 @@ _register(app, "diff", "diff")
 _register(app, "export", "export")
 _register(app, "batch", "batch")
 _register(app, "verify", "verify")
+_register(app, "serve", "serve")
+_register(app, "vacuum", "vacuum")
+_register(app, "submit", "submit")
+_register(app, "status", "status")
+_register(app, "fetch", "fetch")
 _register(trace_app, "record", "trace_record")
 _register(trace_app, "info", "trace_info")
 _register(trace_app, "merge", "trace_merge")
