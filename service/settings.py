@@ -14,6 +14,7 @@ from placement.errors import InputError
 __all__ = ["Settings", "read_settings"]
 
 PREFIX = "MOE_PLACEMENT_"
+LISTEN_PORT = f"{PREFIX}LISTEN_PORT"
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -28,7 +29,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8700, ge=0, le=65535)
+    port: int = Field(default=8700, ge=0, le=65535, validation_alias=LISTEN_PORT)
+    """From another variable: Kubernetes sets ``MOE_PLACEMENT_PORT`` to a URL for a Service of that name."""
     role: Literal["all", "api", "worker"] = "all"
     data_dir: Path = Path("moe-placement-data")
     """Database (by default), artifacts, scratch files."""
@@ -79,7 +81,15 @@ class Settings(BaseSettings):
         """Return the environment of a process that is to run with these settings."""
         given = {name: value for name, value in self if value is not None}
         given["data_dir"] = self.data_dir.absolute()
-        return dict(os.environ) | {f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}
+        return dict(os.environ) | {_variable(name): str(value) for name, value in given.items()}
+
+
+_ALIASES = {"port": LISTEN_PORT}
+"""Fields whose variable has another name than the field."""
+
+
+def _variable(field: str) -> str:
+    return _ALIASES.get(field, f"{PREFIX}{field.upper()}")
 
 
 def read_settings(**given: Any) -> Settings:
@@ -91,9 +101,10 @@ def read_settings(**given: Any) -> Settings:
         If one makes no sense: which, and why.
     """
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{_ALIASES.get(name, name): v for name, v in given.items() if v is not None})
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        option = f"--{name.replace('_', '-')}" if given.get(name) is not None else f"{PREFIX}{name.upper()}"
-        raise InputError(f"{option.removeprefix(PREFIX * 2)}: {first['msg']}") from None
+        field = next((own for own, alias in _ALIASES.items() if alias == name), name)
+        option = f"--{field.replace('_', '-')}" if given.get(field) is not None else _variable(field)
+        raise InputError(f"{option}: {first['msg']}") from None
