@@ -13,6 +13,7 @@ SLOW = (
     "tests/cli/test_spread_cli.py",
     "tests/runtime/test_families.py",
     "tests/runtime/test_hook.py",
+    "tests/service/",
     "tests/test_bounds",
     "tests/traces/test_record_",
     "tests/traces/test_bad_input.py",
