@@ -13,9 +13,6 @@ from placement.errors import InputError
 
 __all__ = ["serve"]
 
-# Memory that threads have given back is reused by the others instead of being kept apart for each.
-_FRUGAL = {"MALLOC_ARENA_MAX": "2"}
-
 
 def serve(
     host: Annotated[
@@ -52,4 +49,4 @@ def serve(
     sys.stdout.flush()
     # The server takes this process over: it needs nothing of the command line's memory.
     arguments = [sys.executable, "-m", "service.lifeline", module]
-    os.execve(sys.executable, arguments, settings.environment() | _FRUGAL)
+    os.execve(sys.executable, arguments, settings.environment())

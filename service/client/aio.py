@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from placement.errors import ServiceError
-from service.client import calls, steps
+from service.client import calls, deployment_calls, steps
 from service.client.call import Budget
 from service.client.client import DEADLINE_S, TIMEOUT_S
 from service.client.connection import Connection
@@ -196,25 +196,27 @@ class AsyncClient:
         self, name: str, spec: Mapping[str, Any], *, if_match: str | None = None
     ) -> Deployment:
         """As `Client.put_deployment`."""
-        return await self._send(calls.put_deployment(name, spec, if_match=if_match))
+        return await self._send(deployment_calls.put_deployment(name, spec, if_match=if_match))
 
     async def deployment(self, name: str) -> Deployment:
         """As `Client.deployment`."""
-        return await self._send(calls.deployment(name))
+        return await self._send(deployment_calls.deployment(name))
 
     async def deployments(self) -> list[Deployment]:
         """As `Client.deployments`."""
-        return await self._transport.drive(steps.all_pages(lambda cursor: calls.deployments(cursor=cursor)))
+        return await self._transport.drive(
+            steps.all_pages(lambda cursor: deployment_calls.deployments(cursor=cursor))
+        )
 
     async def delete_deployment(self, name: str, *, if_match: str | None = None) -> None:
         """As `Client.delete_deployment`."""
-        await self._send(calls.delete_deployment(name, if_match=if_match))
+        await self._send(deployment_calls.delete_deployment(name, if_match=if_match))
 
     async def deployment_placement(
         self, name: str, *, etag: str | None = None, wait_s: float = 0.0
     ) -> DeploymentPlacement | None:
         """As `Client.deployment_placement`."""
-        return await self._send(calls.deployment_placement(name, etag=etag, wait_s=wait_s))
+        return await self._send(deployment_calls.deployment_placement(name, etag=etag, wait_s=wait_s))
 
     async def watch_placement(
         self, name: str, *, etag: str | None = None, timeout_s: float | None = None
@@ -245,18 +247,18 @@ class AsyncClient:
         if_match: str | None = None,
     ) -> Version:
         """As `Client.promote`."""
-        call = calls.promote(name, solve=solve, placement=placement, why=why, if_match=if_match)
+        call = deployment_calls.promote(name, solve=solve, placement=placement, why=why, if_match=if_match)
         return await self._send(call)
 
     async def rollback(
         self, name: str, *, version: int | None = None, why: str = "", if_match: str | None = None
     ) -> Version:
         """As `Client.rollback`."""
-        return await self._send(calls.rollback(name, version=version, why=why, if_match=if_match))
+        return await self._send(deployment_calls.rollback(name, version=version, why=why, if_match=if_match))
 
     async def versions(self, name: str) -> list[Version]:
         """As `Client.versions`."""
-        pages = steps.all_pages(lambda cursor: calls.versions(name, cursor=cursor))
+        pages = steps.all_pages(lambda cursor: deployment_calls.versions(name, cursor=cursor))
         return await self._transport.drive(pages)
 
     async def post_windows(
@@ -268,7 +270,7 @@ class AsyncClient:
         version: int | None = None,
     ) -> WindowsTaken:
         """As `Client.post_windows`."""
-        return await self._send(calls.post_windows(name, windows, rank=rank, version=version))
+        return await self._send(deployment_calls.post_windows(name, windows, rank=rank, version=version))
 
     async def health(self) -> Mapping[str, Any]:
         """As `Client.health`."""

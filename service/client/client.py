@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from placement.errors import ServiceError
-from service.client import calls, steps
+from service.client import calls, deployment_calls, steps
 from service.client.call import Budget
 from service.client.connection import Connection
 from service.client.following import Following
@@ -265,25 +265,27 @@ class Client:
         self, name: str, spec: Mapping[str, Any], *, if_match: str | None = None
     ) -> Deployment:
         """Create or change a deployment: topology, model, options, policy."""
-        return self._send(calls.put_deployment(name, spec, if_match=if_match))
+        return self._send(deployment_calls.put_deployment(name, spec, if_match=if_match))
 
     def deployment(self, name: str) -> Deployment:
         """Return how a deployment stands."""
-        return self._send(calls.deployment(name))
+        return self._send(deployment_calls.deployment(name))
 
     def deployments(self) -> list[Deployment]:
         """Return all deployments."""
-        return self._transport.drive(steps.all_pages(lambda cursor: calls.deployments(cursor=cursor)))
+        return self._transport.drive(
+            steps.all_pages(lambda cursor: deployment_calls.deployments(cursor=cursor))
+        )
 
     def delete_deployment(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a deployment with its history and its windows; placements stay."""
-        self._send(calls.delete_deployment(name, if_match=if_match))
+        self._send(deployment_calls.delete_deployment(name, if_match=if_match))
 
     def deployment_placement(
         self, name: str, *, etag: str | None = None, wait_s: float = 0.0
     ) -> DeploymentPlacement | None:
         """Return the placement to run, None where it still is the one that `etag` names after `wait_s`."""
-        return self._send(calls.deployment_placement(name, etag=etag, wait_s=wait_s))
+        return self._send(deployment_calls.deployment_placement(name, etag=etag, wait_s=wait_s))
 
     def watch_placement(
         self, name: str, *, etag: str | None = None, timeout_s: float | None = None
@@ -332,17 +334,21 @@ class Client:
         PreconditionError
             If another one runs: somebody else was faster.
         """
-        return self._send(calls.promote(name, solve=solve, placement=placement, why=why, if_match=if_match))
+        return self._send(
+            deployment_calls.promote(name, solve=solve, placement=placement, why=why, if_match=if_match)
+        )
 
     def rollback(
         self, name: str, *, version: int | None = None, why: str = "", if_match: str | None = None
     ) -> Version:
         """Return to an earlier placement; default: the one that ran before."""
-        return self._send(calls.rollback(name, version=version, why=why, if_match=if_match))
+        return self._send(deployment_calls.rollback(name, version=version, why=why, if_match=if_match))
 
     def versions(self, name: str) -> list[Version]:
         """Return the history of a deployment, newest first."""
-        return self._transport.drive(steps.all_pages(lambda cursor: calls.versions(name, cursor=cursor)))
+        return self._transport.drive(
+            steps.all_pages(lambda cursor: deployment_calls.versions(name, cursor=cursor))
+        )
 
     def post_windows(
         self,
@@ -362,7 +368,7 @@ class Client:
         version
             Version of the placement that ran.
         """
-        return self._send(calls.post_windows(name, windows, rank=rank, version=version))
+        return self._send(deployment_calls.post_windows(name, windows, rank=rank, version=version))
 
     def health(self) -> Mapping[str, Any]:
         """Return what the service says of itself; an error where it is not ready."""

@@ -166,7 +166,8 @@ class Following:
 
 
 def _event(sent: ServerSentEvent) -> Event | None:
-    if not sent.id.isdecimal():
+    if not sent.id.isdecimal() or not sent.data:
+        # The blank line after a comment (keep-alive) dispatches nothing.
         return None
     try:
         data = json.loads(sent.data)

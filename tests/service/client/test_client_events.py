@@ -74,6 +74,14 @@ def test_whatever_comes_between_is_passed_over(kind: str, between: object) -> No
 
 
 @both
+def test_signs_of_life_are_no_events(kind: str) -> None:
+    """Comments and hints between events of one stream are passed over."""
+    with ScriptedServer(stream(b"retry: 10\n\n", ALL[0], b": keep-alive\n\n", b":\n\n", *ALL[1:])) as server:
+        assert numbers(collect(kind, server.url, "events", SOLVE)) == [1, 2, 3, 4]
+    assert len(server.requests) == 1
+
+
+@both
 def test_repeats_and_gaps_are_mended(kind: str) -> None:
     """Events that were seen are left out; a stream that skips one is left and asked again."""
     with ScriptedServer(stream(ALL[0], ALL[2]), stream(*ALL)) as server:

@@ -272,7 +272,7 @@ def test_submit_and_wait(server: Server, trace: Path, tmp_path: Path) -> None:
     again = command(
         server,
         *("submit", f"sha256:{hashlib.sha256(trace.read_bytes()).hexdigest()}", *files, "--window", "64"),
-        *("--start", str(out), "--max-moves", "2", "--wait", "-o", str(tmp_path / "b.json")),
+        *("--start", str(out), "--wait", "-o", str(tmp_path / "b.json")),
     )
     assert again.returncode == 0, again.stderr
     assert "written to" in again.stdout

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +19,13 @@ from tests.service.server import Server
 
 __all__ = ["Service", "placement_file"]
 
+ROOT = Path(__file__).parents[3]
 LAYERS, EXPERTS, DEVICES = 6, 16, 4
+SPEC = {
+    "topology": "h100:1x4",
+    "model": {"layers": LAYERS, "experts": EXPERTS, "top_k": 2},
+    "num_ranks": 2,
+}
 
 
 def placement_file(shift: int) -> bytes:
@@ -53,18 +63,39 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
+def token(tmp_path: Path) -> str:
+    """Return an administrator's token of a data directory ``guarded``, whose server asks for one."""
+    options = ["admin", "--scope", "admin", "--data-dir", str(tmp_path / "guarded"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "placement.cli", "token", "create", *options],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    found: str = json.loads(done.stdout)["token"]
+    return found
+
+
+@pytest.fixture
+def guarded(token: str, tmp_path: Path) -> Iterator[Service]:
+    """Return a deployment of a service that asks for a token."""
+    with (
+        Server(tmp_path / "guarded", token=token) as running,
+        Client(running.base_url, token=token) as client,
+    ):
+        client.put_deployment("chat", SPEC)
+        found = Service(url=running.base_url, client=client, deployment="chat")
+        found.promote(1)
+        yield found
+
+
+@pytest.fixture
 def service(server: Server, request: pytest.FixtureRequest) -> Iterator[Service]:
     """Return a deployment of its own with one placement."""
     name = request.node.name.partition("[")[0].replace("_", "-")[:60]
     with Client(server.base_url) as client:
-        client.put_deployment(
-            name,
-            {
-                "topology": "h100:1x4",
-                "model": {"layers": LAYERS, "experts": EXPERTS, "top_k": 2},
-                "num_ranks": 2,
-            },
-        )
+        client.put_deployment(name, SPEC)
         found = Service(url=server.base_url, client=client, deployment=name)
         found.promote(1)
         yield found
