@@ -34,14 +34,14 @@ def add_counters(connection: sa.Connection, amounts: Amounts) -> None:
         for (name, labels), amount in sorted(amounts.items())
         if amount
     ]
-    for row in rows:
-        statement = insert(counters).values(row)
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["name", "labels"],
-                set_={"value": counters.c.value + statement.excluded.value},
-            )
-        )
+    if not rows:
+        return
+    statement = insert(counters)
+    added = statement.on_conflict_do_update(
+        index_elements=["name", "labels"],
+        set_={"value": counters.c.value + statement.excluded.value},
+    )
+    connection.execute(added, rows)
 
 
 def read_counters(connection: sa.Connection) -> dict[tuple[str, str], float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = ["BEGIN", "postgresql_engine", "prepare", "sqlite_engine"]
 BEGIN = "begin"
 """Execution option: how a transaction of SQLite begins."""
 BUSY_TIMEOUT_S = 10.0
+RETRY_S = (0.0005, 0.0015)
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35)
 """The first with RETURNING."""
@@ -46,12 +49,43 @@ def sqlite_engine(url: sa.URL, *, foreign_keys: bool = True, pool: dict[str, Any
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}").close()
         connection.execute("PRAGMA synchronous=FULL").close()
 
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get(BEGIN, "BEGIN"))
-
     sa.event.listen(engine, "connect", configure)
-    sa.event.listen(engine, "begin", begin)
+    sa.event.listen(engine, "begin", _begin)
     return engine
+
+
+def _begin(connection: sa.Connection) -> None:
+    statement = connection.get_execution_options().get(BEGIN, "BEGIN")
+    if statement == "BEGIN":
+        connection.exec_driver_sql(statement)
+    else:
+        _begin_in_turn(connection, statement)
+
+
+def _begin_in_turn(connection: sa.Connection, statement: str) -> None:
+    """Begin as soon as no other process writes, or give up after a while.
+
+    SQLite itself looks after ever longer pauses: a process that writes now and then would starve beside one
+    that writes all the time.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    raw.execute("PRAGMA busy_timeout=0").close()
+    try:
+        while _is_busy(raw, statement) and time.monotonic() < deadline:
+            time.sleep(random.uniform(*RETRY_S))
+        if not raw.in_transaction:
+            connection.exec_driver_sql(statement)  # fails once more, and says why in the usual way
+    finally:
+        raw.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000:.0f}").close()
+
+
+def _is_busy(raw: sqlite3.Connection, statement: str) -> bool:
+    try:
+        raw.execute(statement).close()
+    except sqlite3.OperationalError as exc:
+        return exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+    return False
 
 
 def postgresql_engine(url: sa.URL, *, pool: dict[str, Any] | None = None) -> sa.Engine:

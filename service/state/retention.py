@@ -12,7 +12,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -71,7 +70,7 @@ def remove_old(
         Only tell what would go.
     """
     before = time.time() - older_than_s
-    removed = _remove_rows(database, before, dry_run=dry_run)
+    removed = _find_rows(database, before) if dry_run else _remove_rows(database, before)
     orphans = _orphans(database, files) - set(removed.artifacts)
     if dry_run:
         return replace(removed, orphans=sum(files.age_s(digest) >= GRACE_S for digest in orphans))
@@ -122,40 +121,37 @@ async def keep_house(database: Database, files: ArtifactFiles, retention_days: f
         await asyncio.sleep(DAY_S)
 
 
-def _remove_rows(database: Database, before: float, *, dry_run: bool) -> Removed:
-    if not dry_run:
-        # Many short transactions: others want to write, too.
-        return _all_of(lambda: _remove_in_transaction(database, before))
-    try:
-        with database.write() as connection:
-            removed = _all_of(lambda: _remove_some(connection, before))
-            raise _Undone
-    except _Undone:
-        return removed
-
-
-class _Undone(Exception):  # noqa: N818 - it ends a dry run, and is no error
-    pass
-
-
-def _remove_in_transaction(database: Database, before: float) -> Removed:
-    with database.write() as connection:
-        return _remove_some(connection, before)
-
-
-def _all_of(step: Callable[[], Removed]) -> Removed:
-    """Take steps until one finds nothing; return their sum."""
+def _remove_rows(database: Database, before: float) -> Removed:
+    """Remove in many short transactions: others want to write, too."""
     removed = Removed()
     while True:
-        some = step()
+        with database.write() as connection:
+            some = _remove_some(connection, before)
         if not (some.jobs or some.windows or some.artifacts):
             return removed
         removed = _sum(removed, some)
 
 
+def _find_rows(database: Database, before: float) -> Removed:
+    """Return what `_remove_rows` would remove."""
+    with database.read() as connection:
+        artifacts_ = {row.digest: row.size_bytes for row in connection.execute(_free(connection, before))}
+        return Removed(
+            jobs=_count(connection, jobs, _is_old_job(before)),
+            windows=_count(connection, load_windows, load_windows.c.received_at < before),
+            workers=_count(connection, workers, workers.c.seen_at < before),
+            artifacts=tuple(artifacts_),
+            artifact_bytes=sum(artifacts_.values()),
+        )
+
+
+def _count(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> int:
+    return int(connection.scalar(sa.select(sa.func.count()).select_from(table).where(which)) or 0)
+
+
 def _remove_some(connection: sa.Connection, before: float) -> Removed:
-    num_jobs = _remove_jobs(connection, before)
-    num_windows = _remove_windows(connection, before)
+    num_jobs = _remove_batch(connection, jobs, _is_old_job(before))
+    num_windows = _remove_batch(connection, load_windows, load_windows.c.received_at < before)
     gone = {} if num_jobs or num_windows else _remove_artifacts(connection, before)
     dead = sa.delete(workers).where(workers.c.seen_at < before)
     return Removed(
@@ -177,52 +173,43 @@ def _sum(first: Removed, second: Removed) -> Removed:
     )
 
 
-def _remove_jobs(connection: sa.Connection, before: float) -> int:
-    """Remove some finished jobs (their events go along) but those that versions of a deployment came from."""
+def _is_old_job(before: float) -> sa.ColumnElement[bool]:
+    """Return the condition of finished jobs but those that versions of a deployment came from."""
     named = sa.select(deployment_versions.c.job_id).where(deployment_versions.c.job_id.is_not(None))
-    old = (
-        sa.select(jobs.c.number)
-        .where(
-            jobs.c.status.in_([str(status) for status in TERMINAL]),
-            jobs.c.ended_at < before,
-            jobs.c.id.not_in(named),
-        )
-        .limit(BATCH)
+    return sa.and_(
+        jobs.c.status.in_([status.value for status in TERMINAL]),
+        jobs.c.ended_at < before,
+        jobs.c.id.not_in(named),
     )
-    return connection.execute(sa.delete(jobs).where(jobs.c.number.in_(old))).rowcount
 
 
-def _remove_windows(connection: sa.Connection, before: float) -> int:
-    old = sa.select(load_windows.c.number).where(load_windows.c.received_at < before).limit(BATCH)
-    return connection.execute(sa.delete(load_windows).where(load_windows.c.number.in_(old))).rowcount
+def _remove_batch(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> int:
+    """Remove some rows; events go along with their jobs."""
+    some = sa.select(table.c.number).where(which).limit(BATCH)
+    return connection.execute(sa.delete(table).where(table.c.number.in_(some))).rowcount
+
+
+def _free(connection: sa.Connection, before: float) -> sa.Select[tuple[str, int]]:
+    """Return the query for artifacts that were not used lately, and that nothing that stays names."""
+    naming = [jobs.c.trace_digest, jobs.c.start_digest, jobs.c.incumbent_digest, jobs.c.placement_digest]
+    stays = sa.not_(sa.func.coalesce(_is_old_job(before), sa.false()))
+    by_jobs = [sa.select(column).where(column.is_not(None), stays) for column in naming]
+    by_versions = sa.select(deployment_versions.c.placement_digest)
+    return sa.select(artifacts.c.digest, artifacts.c.size_bytes).where(
+        artifacts.c.used_at < _unused_since(before),
+        artifacts.c.digest.not_in(sa.union_all(*by_jobs, by_versions)),
+        artifacts.c.digest.not_in(_named_in_documents(connection)),
+    )
+
+
+def _unused_since(before: float) -> float:
+    return min(before, time.time() - GRACE_S)
 
 
 def _remove_artifacts(connection: sa.Connection, before: float) -> dict[str, int]:
     """Remove the rows of some artifacts that nothing names; return their digests and sizes."""
-    unused_since = min(before, time.time() - GRACE_S)
-    naming = (
-        jobs.c.trace_digest,
-        jobs.c.start_digest,
-        jobs.c.incumbent_digest,
-        jobs.c.placement_digest,
-        deployment_versions.c.placement_digest,
-    )
-    named = sa.union_all(*(sa.select(column).where(column.is_not(None)) for column in naming))
-    free = (
-        sa.select(artifacts.c.digest)
-        .where(
-            artifacts.c.used_at < unused_since,
-            artifacts.c.digest.not_in(named),
-            artifacts.c.digest.not_in(_named_in_documents(connection)),
-        )
-        .limit(BATCH)
-    )
-    found = connection.scalars(free).all()
-    return {
-        digest: size
-        for digest in found
-        if (size := _remove_artifact(connection, digest, unused_since)) is not None
-    }
+    found = connection.execute(_free(connection, before).limit(BATCH)).all()
+    return {row.digest: row.size_bytes for row in found if _remove_artifact(connection, row.digest, before)}
 
 
 def _named_in_documents(connection: sa.Connection) -> set[str]:
@@ -231,17 +218,15 @@ def _named_in_documents(connection: sa.Connection) -> set[str]:
     return {digest for row in rows for digest in _DIGEST.findall(json.dumps(list(row)))}
 
 
-def _remove_artifact(connection: sa.Connection, digest: str, unused_since: float) -> int | None:
-    statement = (
-        sa.delete(artifacts)
-        .where(artifacts.c.digest == digest, artifacts.c.used_at < unused_since)
-        .returning(artifacts.c.size_bytes)
+def _remove_artifact(connection: sa.Connection, digest: str, before: float) -> bool:
+    statement = sa.delete(artifacts).where(
+        artifacts.c.digest == digest, artifacts.c.used_at < _unused_since(before)
     )
     try:
         with connection.begin_nested():
-            return connection.scalar(statement)
+            return connection.execute(statement).rowcount == 1
     except sa.exc.IntegrityError:
-        return None  # somebody has just named it
+        return False  # somebody has just named it
 
 
 def _orphans(database: Database, files: ArtifactFiles) -> set[str]:

@@ -85,6 +85,7 @@ class Queue(RuleBasedStateMachine):
         self.plain: dict[str, Plain] = {}
         self.keys: dict[tuple[str, str], str] = {}
         self.finished = 0
+        self.held: list[Claim] = []
 
     def clock(self) -> float:
         """Jump to and fro: nothing may depend on it."""
@@ -118,7 +119,7 @@ class Queue(RuleBasedStateMachine):
             if key is not None:
                 self.keys[caller, key] = answer.job.id
 
-    @rule(target=claims, worker=st.sampled_from(["w1", "w2"]), cpus=st.integers(0, 3))
+    @rule(target=claims, worker=st.sampled_from(["w1", "w1", "w2"]), cpus=st.integers(0, 3))
     def claim(self, worker: str, cpus: int) -> object:
         """Take the best one that fits."""
         busy = Counter(job.caller for job in self.plain.values() if job.status is JobStatus.RUNNING)
@@ -140,6 +141,7 @@ class Queue(RuleBasedStateMachine):
         )
         job.told.append("started")
         assert claim.attempt == claim.job.attempt == job.attempt
+        self.held.append(claim)
         return claim
 
     @rule(held=st.lists(claims, max_size=4, unique_by=id))
@@ -218,6 +220,35 @@ class Queue(RuleBasedStateMachine):
         else:
             job.requeue()
         assert status is job.status
+
+    @rule(choice=st.integers(0, 9), kept=st.booleans())
+    def come_late(self, choice: int, kept: bool) -> None:
+        """Write as one whose job runs again elsewhere: in vain."""
+        running = {job_id for job_id, job in self.plain.items() if job.status is JobStatus.RUNNING}
+        old = [one for one in self.held if one.job.id in running and not self.plain[one.job.id].holds(one)]
+        if old:
+            self.record(old[choice % len(old)], ["progress"], kept)
+            self.release(old[choice % len(old)])
+            self.finish(old[choice % len(old)], JobStatus.SUCCEEDED)
+
+    @rule(choice=st.integers(0, 9), by_beat=st.booleans())
+    def live(self, choice: int, by_beat: bool) -> None:
+        """Give a sign of life just before somebody acts on what was seen."""
+        found = sorted(self.store.leases(), key=lambda lease: self.plain[lease.job_id].number)
+        if found:
+            lease = found[choice % len(found)]
+            (holder,) = (
+                one for one in self.held if one.job.id == lease.job_id and self.plain[one.job.id].holds(one)
+            )
+            self.beat([holder]) if by_beat else self.record(holder, [], False)
+            self.retire(lease)
+
+    @rule(choice=st.integers(0, 9))
+    def lose_a_worker(self, choice: int) -> None:
+        """Take a job by what stands now."""
+        found = sorted(self.store.leases(), key=lambda lease: self.plain[lease.job_id].number)
+        if found:
+            self.retire(found[choice % len(found)])
 
     @rule(data=st.data())
     def request_stop(self, data: st.DataObject) -> None:
