@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from placement.errors import InfeasibleError, InputError
 from service.api.bodies import read_body
@@ -22,7 +22,7 @@ from service.api.deployed import (
 from service.api.describe import json_answer, json_body, problems
 from service.api.documents import json_response
 from service.api.logs import REQUEST_ID
-from service.api.routes import deployment_placement
+from service.api.routes.deployment_placement import router
 from service.api.stored import in_thread
 from service.deployments import documents as docs
 from service.deployments.posting import WindowsPosted, parse_windows
@@ -32,9 +32,6 @@ from service.errors import ConflictError, InvalidError
 from service.state.windows import KEPT_WINDOWS
 
 __all__ = ["router"]
-
-router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
-router.include_router(deployment_placement.router)
 
 # -- the spec ------------------------------------------------------------------------------------------------
 

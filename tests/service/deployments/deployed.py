@@ -81,7 +81,7 @@ def placement_of(
     row = list(range(experts))
     document = {
         "format": "moe-placement/1",
-        "num_layers": LAYERS,
+        "num_layers": len(rows or [row] * LAYERS),
         "num_experts": experts,
         "num_devices": devices,
         "physical_to_logical_map": rows or [row] * LAYERS,
@@ -135,7 +135,7 @@ def versions(client: httpx.Client, name: str) -> list[dict[str, Any]]:
 
 
 def until(
-    client: httpx.Client, name: str, condition: Callable[[dict[str, Any]], Any], within_s: float = 30.0
+    client: httpx.Client, name: str, condition: Callable[[dict[str, Any]], Any], within_s: float = 60.0
 ) -> dict[str, Any]:
     """Return the deployment once it meets a condition."""
     last: dict[str, Any] = {}

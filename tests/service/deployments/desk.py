@@ -155,7 +155,7 @@ class Desk:
         self.controller.stop()
         self.controller.run()
 
-    def until(self, condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    def until(self, condition: Callable[[], bool], within_s: float = 60.0) -> None:
         """Have the controller look until something is so; the lease of one that was killed must run out."""
 
         def is_so() -> bool:
