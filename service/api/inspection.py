@@ -17,7 +17,7 @@ import structlog
 from service.errors import InvalidError, TooLargeError, UnavailableError
 from service.settings import Settings
 
-__all__ = ["Inspector"]
+__all__ = ["Inspector", "child_environment"]
 
 MOST_AT_ONCE = 2
 TIME_LIMIT_S = 120.0
@@ -99,7 +99,7 @@ async def _run(request: Mapping[str, Any], folder: Path) -> tuple[int, dict[str,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
-        env=_environment(),
+        env=child_environment(),
         start_new_session=True,
     )
     try:
@@ -120,7 +120,8 @@ async def _run(request: Mapping[str, Any], folder: Path) -> tuple[int, dict[str,
     return 0, reply
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """Return what of our environment the child gets: nothing that it could tell anybody."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

@@ -24,6 +24,7 @@ from service.api.documents import (
     solve_document,
 )
 from service.api.engine_files import FormatName, engine_files_of, file_response
+from service.api.logs import REQUEST_ID
 from service.api.security import Caller, Scope, require
 from service.api.streams import EventStream, feed_of
 from service.api.submission import Wanted, submitter_of
@@ -266,7 +267,7 @@ def _checked(job: Job) -> Response:
 def _stop(context: Context, job: Job, caller: Caller) -> Job | None:
     found = context.jobs.request_stop(job.id)
     if not job.stop_requested:
-        context.audit.record(who=caller.id, action="solve.stop", target=job.id)
+        context.audit.record(who=caller.id, action="solve.stop", target=job.id, request_id=REQUEST_ID.get())
     return found
 
 

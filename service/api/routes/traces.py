@@ -80,7 +80,8 @@ async def upload_trace(
 ) -> dict[str, Any]:
     """Store a trace; the same bytes are stored once.
 
-    Its kind is found out from its content, and it is opened once before it is taken.
+    Its kind is found out from its content, and it is opened once before it is taken. Of PyTorch files tensors
+    and plain values are read; a pickle that holds anything else is refused, and never run.
     """
     check_content_type(request, TRACE_TYPES)
     most_bytes = limit_of(context.settings, caller)

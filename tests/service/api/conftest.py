@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.service.api.guarded import Guarded, Keys, make_keys
-from tests.service.server import Server
+from tests.service.api.guarded import Guarded, make_keys, scratch_of
+from tests.service.server import Server, eventually
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +17,14 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server without tokens; its tests change no settings."""
     with Server(tmp_path_factory.mktemp("open") / "data", role="api") as server:
         yield server
+
+
+@pytest.fixture
+def client(open_server: Server) -> Iterator[httpx.Client]:
+    """A client of the server without tokens; afterwards the scratch folder is empty, whatever went wrong."""
+    with open_server.client() as opened:
+        yield opened
+    eventually(lambda: not scratch_of(open_server), 10.0, what="the scratch folder is empty")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +42,3 @@ def lone_server(tmp_path: Path) -> Iterator[Server]:
     """A server without tokens for one test."""
     with Server(tmp_path / "data", role="api") as server:
         yield server
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    """Tokens in a data directory of the test's own: ``tmp_path / "data"``."""
-    return make_keys(tmp_path / "data")

@@ -72,6 +72,11 @@ def state_url(server: Server) -> str:
     return f"sqlite:///{server.data_dir / 'state.db'}"
 
 
+def scratch_of(server: Server) -> list[Path]:
+    """Return what lies in a server's scratch folder."""
+    return list((server.data_dir / "scratch").iterdir())
+
+
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The answer is a problem document with a status and a code; return it."""
     assert response.headers["content-type"] == "application/problem+json", response.text

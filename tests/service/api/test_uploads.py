@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import socket
 import tarfile
@@ -21,26 +20,23 @@ import pyarrow as pa
 import pytest
 import torch
 
+from service.artifacts import digest_of
 from service.state.tokens import Limits, Scope
-from tests.service.api.guarded import Guarded, assert_problem, issue, read_raw, send_raw, state_url
+from tests.service.api.guarded import (
+    Guarded,
+    assert_problem,
+    issue,
+    read_raw,
+    scratch_of,
+    send_raw,
+    state_url,
+)
 from tests.service.server import Server, eventually, tiny_trace
 from traces.counts import ExpertCounts
 from traces.readers import open_trace
 from traces.store.copy import write_stream
 
 MIB = 1 << 20
-OURS = {
-    "format": "moe-placement/1",
-    "physical_to_logical_map": [[0, 1, 2, 3]],
-    "device_of_slot": [0, 0, 1, 1],
-}
-
-
-@pytest.fixture
-def client(open_server: Server) -> Iterator[httpx.Client]:
-    """A client of the server without tokens."""
-    with open_server.client() as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -50,25 +46,9 @@ def trace(tmp_path: Path) -> bytes:
     return tiny_trace(tmp_path / "trace.npz", seed=seed).read_bytes()
 
 
-def digest_of(content: bytes) -> str:
-    return f"sha256:{sha256(content).hexdigest()}"
-
-
-def scratch_of(server: Server) -> list[Path]:
-    """Return what lies in the scratch folder."""
-    return list((server.data_dir / "scratch").iterdir())
-
-
 def stored_in(server: Server) -> set[str]:
     """Return the names of the stored files."""
     return {path.name for path in (server.data_dir / "artifacts").rglob("*") if path.is_file()}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(open_server: Server) -> Iterator[None]:
-    """After every test the scratch folder is empty, whatever went wrong."""
-    yield
-    eventually(lambda: not scratch_of(open_server), 10.0, what="the scratch folder is empty")
 
 
 def test_a_trace_is_stored_once(client: httpx.Client, trace: bytes) -> None:
@@ -362,82 +342,6 @@ def test_a_caller_that_goes_away_leaves_nothing(open_server: Server) -> None:
     eventually(lambda: "status=499" in open_server.log, 10.0, what="the log says so")
     assert stored_in(open_server) == before
     assert "Traceback" not in open_server.log
-
-
-def test_placements_of_every_form_are_kept_in_ours(client: httpx.Client) -> None:
-    """Ours is stored byte for byte; an engine's is read by its rules and stored as ours."""
-    content = json.dumps(OURS).encode()
-    first = client.post("/v1/placements", content=content, headers={"Content-Type": "application/json"})
-    assert first.status_code == 201, first.text
-    assert first.json()["id"] == digest_of(content)
-    assert client.post("/v1/placements", content=content).status_code == 200
-    assert client.get(first.headers["location"]).content == content
-
-
-@pytest.mark.parametrize("name", ["tensorrt-llm", "vllm", "vllm-ascend", "megatron", "deepspeed"])
-def test_engines_files_come_and_go(client: httpx.Client, name: str) -> None:
-    """What an engine gets can be given back, and is the same placement."""
-    model = {"name": "m", "moe_layer_ids": [0], "num_decoder_layers": 1}
-    ours = client.post("/v1/placements", json={**OURS, "model": model}).json()
-    engine = client.get(ours["links"]["self"], params={"format": name})
-    assert engine.status_code == 200, engine.text
-
-    back = client.post("/v1/placements", content=engine.content, params={"devices": 2})
-
-    assert back.status_code in (200, 201), back.text
-    found = client.get(back.json()["links"]["self"]).json()
-    assert {key: found[key] for key in OURS} == OURS
-    again = client.get(ours["links"]["self"], params={"format": name})
-    assert (again.content, again.headers["etag"]) == (engine.content, engine.headers["etag"])
-    known = client.get(
-        ours["links"]["self"], params={"format": name}, headers={"If-None-Match": engine.headers["etag"]}
-    )
-    assert (known.status_code, known.content) == (304, b"")
-
-
-def test_a_model_says_what_a_file_does_not(client: httpx.Client) -> None:
-    """SGLang's rows need the model's layers, on the way in and on the way out; presets alone name it."""
-    rows = {"physical_to_logical_map": [list(range(8))] * 32}
-    problem = assert_problem(client.post("/v1/placements?devices=2", json=rows), 422, "invalid")
-    assert "?model=" in problem["detail"]
-    made = client.post("/v1/placements?devices=2&model=mixtral-8x7b", json=rows)
-    assert made.status_code == 201, made.text
-    out = client.get(made.headers["location"], params={"format": "sglang", "model": "mixtral-8x7b"})
-    assert out.json() == rows
-    for wrong in ("/etc/passwd", "../x", "mixtral-8x22b"):
-        assert_problem(
-            client.get(made.headers["location"], params={"format": "sglang", "model": wrong}), 422, "invalid"
-        )
-        assert_problem(client.post(f"/v1/placements?devices=2&model={wrong}", json=rows), 422, "invalid")
-    assert_problem(client.get(made.headers["location"], params={"format": "nope"}), 422, "invalid")
-
-
-def test_placements_are_validated(client: httpx.Client) -> None:
-    """As on the command line: what is wrong is said in one line."""
-    for document, said in [
-        ({**OURS, "physical_to_logical_map": [[0, 0, 1, 2]]}, "device"),
-        ({**OURS, "device_of_slot": [0, 0]}, "slot"),
-        ({"hello": 1}, "no placement of a known format"),
-    ]:
-        problem = assert_problem(client.post("/v1/placements", json=document), 422, "invalid")
-        assert said in problem["detail"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\xff\xfe{",
-        b"[" * 100_000,
-        b"a: &a [x,x,x,x,x,x,x,x,x]\n"
-        + b"\n".join(
-            b"%c: &%c [%s]" % (98 + i, 98 + i, b",".join([b"*%c" % (97 + i)] * 9)) for i in range(9)
-        ),
-    ],
-    ids=["no UTF-8", "deep", "YAML bomb"],
-)
-def test_hostile_documents_do_no_harm(client: httpx.Client, content: bytes) -> None:
-    """Bad text, endless nesting and aliases that multiply are refused, and the server goes on."""
-    assert_problem(client.post("/v1/placements", content=content), 422, "invalid")
 
 
 TRAVERSAL = [

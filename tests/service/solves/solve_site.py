@@ -34,19 +34,20 @@ class Player:
             self.end(claim)
         raise AssertionError(f"{job} is not in the queue")
 
-    def say(self, claim: Claim, number: int) -> None:
-        """Record one event."""
-        assert self.jobs.record(claim, [NewEvent(kind="progress", data={"phase": "solving", "n": number})])
+    def say(self, claim: Claim, number: int, *, padding: int = 0) -> None:
+        """Record one event, with as many bytes more."""
+        data = {"phase": "solving", "n": number, "padding": "x" * padding}
+        assert self.jobs.record(claim, [NewEvent(kind="progress", data=data)])
 
     def end(self, claim: Claim) -> None:
         """End a job well."""
         assert self.jobs.finish(claim, Outcome(status=JobStatus.SUCCEEDED, result=RESULT))
 
-    def play(self, job: str, *, num_events: int) -> None:
+    def play(self, job: str, *, num_events: int, padding: int = 0) -> None:
         """Run a job from its claim to its end."""
         claim = self.claim(job)
         for number in range(num_events):
-            self.say(claim, number)
+            self.say(claim, number, padding=padding)
         self.end(claim)
 
 
