@@ -14,9 +14,11 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["end_with_parent", "main"]
+__all__ = ["end_with_parent", "main", "share_arenas"]
 
 _PR_SET_PDEATHSIG = 1
+_M_ARENA_MAX = -8
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def end_with_parent(parent: int) -> None:
@@ -27,9 +29,15 @@ def end_with_parent(parent: int) -> None:
     parent
         The parent's process id: it may be gone already.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(0)
+
+
+def share_arenas() -> None:
+    """Have threads share what others gave back: this process alone, not the solves that it starts."""
+    if hasattr(_LIBC, "mallopt"):  # glibc
+        _LIBC.mallopt(_M_ARENA_MAX, 2)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -39,6 +47,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Prepare for the end, then become the module."""
     signal.signal(signal.SIGTERM, _end)
+    share_arenas()
     _, module, *parent = sys.argv
     if parent:
         end_with_parent(int(parent[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 LEAST_SLACK_S = 30.0
 """How far a solve may pass its own time limit, for bound, evaluation and a busy machine."""
 SLACK_SHARE = 0.5
+MOST_TROUBLE_S = 60.0
+"""How long a placement is offered to a store that does not take it."""
 CHUNK_BYTES = 1 << 20
 QUICK = frozenset({JobKind.EVALUATION, JobKind.CHECK})
 
@@ -77,6 +80,7 @@ class Task:
         self._run: Run | None = None
         self._unable: Outcome | None = None
         self._stored: set[str] = set()
+        self._troubled_s: float | None = None
 
     @property
     def is_quick(self) -> bool:
@@ -103,8 +107,8 @@ class Task:
         else:
             self._run = Run(order, self._limits(), self._on_news)
             self._run.start()
-            return
-        self._on_news()
+            if self.is_stopped:
+                self._run.stop()
 
     def stop(self) -> None:
         """A caller wants it to end."""
@@ -149,6 +153,19 @@ class Task:
         """
         if self.is_over:
             return
+        try:
+            self._write_down()
+        except UnavailableError:
+            raise
+        except ServiceError as exc:
+            self._bear(exc)
+
+    def _write_down(self) -> None:
+        if self._run is None and self._unable is None:
+            if self.is_closing:
+                self._give_back()
+                return
+            self.start()
         if self._unable is not None:
             self._finish(self._unable)
             return
@@ -165,6 +182,14 @@ class Task:
         if ended is not None and not self.is_over:
             self._conclude(ended)
 
+    def _bear(self, exc: ServiceError) -> None:
+        """Try again while a store of artifacts does not take a file, and give up in the end."""
+        now = time.monotonic()
+        self._troubled_s = self._troubled_s or now
+        if now - self._troubled_s < MOST_TROUBLE_S:
+            raise UnavailableError(str(exc)) from exc
+        self._fail(f"the placement cannot be kept: {exc}")
+
     def _record(self, message: Message) -> None:
         kept = message.get("kept")
         data = {name: value for name, value in message.items() if name not in ("kind", "kept")}
@@ -177,7 +202,7 @@ class Task:
             try:
                 digest = self._store(kept)
             except DiskFullError as exc:
-                self._fail_full(exc)
+                self._fail(f"the placement cannot be kept: {exc}")
                 return
         if digest is not None:
             event = NewEvent(kind="incumbent", data={**data, "placement_id": digest})
@@ -185,16 +210,16 @@ class Task:
 
     def _note(self, event: NewEvent, **incumbent: Any) -> None:
         if not self._bench.jobs.record(self.claim, [event], **incumbent):
-            self._lose()
+            self.lose()
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
+        """The lease is somebody else's by now."""
         _log.warning("the lease on %s is lost; its process is ended", self.job.id)
         self.drop()
 
-    def _fail_full(self, exc: DiskFullError) -> None:
-        """A full disk ends the job, not the worker."""
-        _log.error("%s cannot be kept: %s", self.job.id, exc)
-        self._unable = failed("internal", f"the placement cannot be kept: {exc}")
+    def _fail(self, why: str) -> None:
+        """End the job, not the worker."""
+        self._unable = failed("internal", why)
         if self._run is not None:
             self._run.abandon()
         self._finish(self._unable)
@@ -240,7 +265,7 @@ class Task:
                 None if ended.message is None or "digest" not in ended.message else self._store(ended.message)
             )
         except DiskFullError as exc:
-            self._fail_full(exc)
+            self._fail(f"the placement cannot be kept: {exc}")
             return
         if self.is_closing and not self.is_stopped and self._is_unfinished(ended):
             self._release(ended, digest)
@@ -264,6 +289,9 @@ class Task:
                 "placement_id": digest,
             }
             self._bench.jobs.record(self.claim, [], incumbent=incumbent, incumbent_digest=digest)
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._bench.jobs.release(self.claim)
         self.is_over = True
         _log.info("%s goes back to the queue: the worker shuts down", self.job.id)
@@ -278,7 +306,7 @@ class Task:
 
     def _finish(self, outcome: Outcome) -> None:
         if not self._bench.jobs.finish(self.claim, outcome):
-            self._lose()
+            self.lose()
             return
         self.is_over = True
         level = logging.WARNING if outcome.status is JobStatus.FAILED else logging.INFO

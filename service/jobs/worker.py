@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
@@ -112,7 +113,7 @@ class Worker:
                 self._turn()
                 pause_s = FIRST_PAUSE_S
             except UnavailableError as exc:
-                _log.error("the database is away, next try in %.1f s: %s", pause_s, exc)
+                _log.error("something is away, next try in %.1f s: %s", pause_s, exc)
                 self._sleep(pause_s)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 continue
@@ -127,8 +128,9 @@ class Worker:
 
     def _turn(self) -> None:
         self._register()
-        self._record()
+        # First the leases: a store of artifacts that is away must not cost them.
         self._look()
+        self._record()
         if self._watch.is_due():
             self._watch_others()
         self._claim()
@@ -141,10 +143,16 @@ class Worker:
             _log.info("worker %s takes jobs, %d threads at a time", self.id, self._num_cpus)
 
     def _record(self) -> None:
+        trouble = None
         for task in self._tasks:
-            task.record()
+            try:
+                task.record()
+            except UnavailableError as exc:
+                trouble = exc
         self._gone += [task for task in self._tasks if task.is_over]
         self._tasks = [task for task in self._tasks if not task.is_over]
+        if trouble is not None:
+            raise trouble
 
     def _look(self) -> None:
         """See which jobs are to stop and which are ours no more; renew the leases in time."""
@@ -156,8 +164,7 @@ class Worker:
             seen = self._jobs.look(claims)
         for task in self._tasks:
             if task.job.id in seen.lost:
-                _log.warning("the lease on %s is lost; its process is ended", task.job.id)
-                task.drop()
+                task.lose()
             elif task.job.id in seen.stop:
                 task.stop()
 
@@ -195,7 +202,7 @@ class Worker:
                 return
             task = Task(claim, self._bench, self._news.set)
             self._tasks.append(task)
-            task.start()
+            task.record()
 
     def _tidy(self) -> None:
         """Clear away after processes that are gone."""
@@ -219,8 +226,7 @@ class Worker:
             task.close()
         self._farewell(lambda: self._workers.remove(self.id))
 
-    def _farewell(self, step: object) -> None:
-        assert callable(step)
+    def _farewell(self, step: Callable[[], None]) -> None:
         try:
             step()
         except UnavailableError as exc:

@@ -34,12 +34,12 @@ def cli(tmp_path: Path, *arguments: str) -> dict[str, object]:
 
 def test_a_solve_gives_the_command_lines_placement(shop: Shop, tmp_path: Path) -> None:
     """Same trace, options and seed: the same bytes of a placement file, and the same figures."""
-    trace = tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=3, experts=16)
+    trace = tiny_trace(tmp_path / "trace.npz", tokens=1024, layers=2, experts=8)
     out = tmp_path / "placement.json"
-    options = ["-t", "h100:2x2", "--spare-slots", "4", "--window", "256", "--seed", "7", "-o", str(out)]
+    options = ["-t", "h100:2x2", "--spare-slots", "4", "--window", "64", "--seed", "7", "-o", str(out)]
     report = cli(tmp_path, "solve", str(trace), *options)
     with shop.worker():
-        job = shop.done(shop.submit(trace, topology="h100:2x2", spare_slots=4, window=256, seed=7))
+        job = shop.done(shop.submit(trace, topology="h100:2x2", spare_slots=4, window=64, seed=7))
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.result is not None
     assert job.placement_digest is not None
@@ -54,24 +54,25 @@ def test_a_solve_gives_the_command_lines_placement(shop: Shop, tmp_path: Path) -
 
 def test_a_start_and_a_budget_of_moves(shop: Shop, tmp_path: Path) -> None:
     """With a start the moves are counted, and a budget binds, as on the command line."""
-    trace = tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=2, experts=16)
+    trace = tiny_trace(tmp_path / "trace.npz", tokens=512, layers=1, experts=16)
     first, out = tmp_path / "first.json", tmp_path / "second.json"
-    common = [str(trace), "-t", "h100:1x4", "--window", "256"]
+    common = [str(trace), "-t", "h100:1x4", "--window", "64"]
     cli(tmp_path, "solve", *common, "--solver", "contiguous", "-o", str(first))
     report = cli(tmp_path, "solve", *common, "--start", str(first), "--max-moves", "3", "-o", str(out))
     start = shop.keep(first, "placement")
     with shop.worker():
-        job = shop.done(shop.submit(trace, window=256, start=start, max_moves=3))
+        job = shop.done(shop.submit(trace, window=64, start=start, max_moves=3))
     assert job.result is not None, job.error
     assert job.result["moves"] == report["moves"]
     assert 0 < job.result["moves"]["count"] <= 3
     assert shop.files.read(job.result["placement_id"]) == out.read_bytes()
 
 
-def test_incumbents_stream_in_order(shop: Shop) -> None:
+def test_incumbents_stream_in_order(shop: Shop, tmp_path: Path) -> None:
     """Events tell phases and falling objectives, each incumbent with its placement, and end with ``done``."""
     with shop.worker():
-        job = shop.done(shop.submit())
+        trace = tiny_trace(tmp_path / "trace.npz", tokens=2048, layers=2, experts=16)
+        job = shop.done(shop.submit(trace))
     events = shop.jobs.events(job.id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     phases = [event.data["phase"] for event in events if event.kind == "progress"]
@@ -98,7 +99,7 @@ def test_an_evaluation_reports_what_the_command_line_does(shop: Shop, tmp_path: 
     trace = tiny_trace(tmp_path / "trace.npz", tokens=2048)
     out = tmp_path / "placement.json"
     common = ["-t", "h100:1x4", "--window", "128"]
-    cli(tmp_path, "solve", str(trace), *common, "-o", str(out))
+    cli(tmp_path, "solve", str(trace), *common, "--solver", "eplb", "-o", str(out))
     report = cli(tmp_path, "evaluate", str(out), str(trace), *common)
     with shop.worker():
         start = shop.keep(out, "placement")
@@ -149,7 +150,7 @@ def test_failures_have_codes_and_clear_messages(shop: Shop, tmp_path: Path) -> N
             shop.submit(trace, topology=slots),
             shop.submit(trace, solver="chain"),
             shop.submit(trace, topology="no-such-gpu:1x4"),
-            shop.submit(trace, time_limit=1e-6),
+            shop.submit(trace, objective="traffic", time_limit=1e-6),
             shop.submit(trace, calibration=None),
         ]
         jobs = [shop.done(job_id) for job_id in ids]

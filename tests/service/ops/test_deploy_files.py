@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from placement import __version__
 from tests.service.server import ROOT, Server, eventually
 
 DEPLOY = ROOT / "service" / "deploy"
@@ -88,6 +89,7 @@ def test_the_compose_file_names_what_is_there() -> None:
         for port in about.get("ports", ()):
             assert port.startswith("127.0.0.1:")
     assert services["worker"]["deploy"]["replicas"] == 2
+    assert services["api"]["image"] == services["worker"]["image"] == f"moe-placement:{__version__}"
 
 
 def test_compose_has_no_default_password() -> None:

@@ -22,6 +22,16 @@ Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 @pytest.fixture
 def running(tmp_path: Path, database_url: str) -> Iterator[tuple[Server, Database]]:
     """A server, and its database."""
+    yield from _running(tmp_path, database_url)
+
+
+@pytest.fixture
+def running_on_sqlite(tmp_path: Path, sqlite_url: str) -> Iterator[tuple[Server, Database]]:
+    """A server, and its database, where its kind does not matter."""
+    yield from _running(tmp_path, sqlite_url)
+
+
+def _running(tmp_path: Path, database_url: str) -> Iterator[tuple[Server, Database]]:
     with Server(tmp_path / "data", role="api", database_url=database_url) as server:
         database = open_database(database_url)
         yield server, database
@@ -82,9 +92,9 @@ def test_jobs_are_counted_exactly(running: tuple[Server, Database]) -> None:
     assert figure(found, "jobs", status="queued") == 0
 
 
-def test_requests_are_counted_by_template(running: tuple[Server, Database]) -> None:
+def test_requests_are_counted_by_template(running_on_sqlite: tuple[Server, Database]) -> None:
     """Paths of callers never become labels."""
-    server, _ = running
+    server, _ = running_on_sqlite
     with server.client() as client:
         for number in range(5):
             assert client.get(f"/v1/solves/s-{number}").status_code == 404
@@ -114,9 +124,9 @@ def test_deployments_are_told(running: tuple[Server, Database]) -> None:
     assert figure(found, "deployment_version", deployment="new") == 0
 
 
-def test_a_database_that_is_away_is_told(running: tuple[Server, Database]) -> None:
+def test_a_database_that_is_away_is_told(running_on_sqlite: tuple[Server, Database]) -> None:
     """The process's own figures come anyway."""
-    server, database = running
+    server, database = running_on_sqlite
     with database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE counters RENAME TO elsewhere")
     found = scrape(server)
