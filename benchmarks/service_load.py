@@ -64,6 +64,8 @@ class Measured:
     p99_ms: float
     most_ms: float
     answered: int
+    answered_in_all: int
+    """Those of the warm-up too."""
     failed: int
     received_mb_per_s: float
     load_cpu: float
@@ -127,6 +129,7 @@ class Load:
         self._took_s: list[float] = []
         self._failures: dict[str, int] = {}
         self._received_bytes = 0
+        self._answers = 0
 
     def run(self) -> Measured:
         """Ask until the time is over."""
@@ -204,6 +207,7 @@ class Load:
         return False
 
     def _note(self, connection: _Connection, now_s: float, counts_from_s: float) -> None:
+        self._answers += 1
         if connection.status != self.plan.expect:
             name = str(connection.status)
             self._failures[name] = self._failures.get(name, 0) + 1
@@ -224,6 +228,7 @@ class Load:
             p99_ms=_quantile(took_s, 0.99) * 1e3,
             most_ms=took_s[-1] * 1e3,
             answered=len(self._took_s),
+            answered_in_all=self._answers,
             failed=sum(self._failures.values()),
             received_mb_per_s=self._received_bytes / (self.plan.seconds + self.plan.warm_s) / 1e6,
             load_cpu=cpu,
