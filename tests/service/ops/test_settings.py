@@ -9,7 +9,7 @@ from service.settings import read_settings
 
 
 def test_what_kubernetes_sets_is_not_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Service named moe-placement puts a URL into MOE_PLACEMENT_PORT of its pods; PORT is not ours either."""
+    """A Service of that name puts a URL into MOE_PLACEMENT_PORT of every pod; PORT is not ours either."""
     monkeypatch.setenv("MOE_PLACEMENT_PORT", "tcp://10.0.0.1:8700")
     monkeypatch.setenv("PORT", "80")
     settings = read_settings(port=None)
