@@ -29,6 +29,7 @@ from service.api.routes import (
     tokens,
     traces,
 )
+from service.api.shared_reads import SharedReads
 
 __all__ = ["create_app"]
 
@@ -78,6 +79,7 @@ def create_app(context: Context) -> FastAPI:
         generate_unique_id_function=operation_id,
     )
     app.state.context = context
+    app.state.shared_reads = SharedReads()
     app.state.rates = Rates(context.settings.requests_per_minute)
     app.state.inspector = Inspector(context.settings)
     app.state.upload_threads = CapacityLimiter(UPLOAD_THREADS)

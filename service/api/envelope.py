@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -44,7 +44,7 @@ class Envelope:
             return
         begun = perf_counter()
         given_id, has_body = _look(scope)
-        request_id = given_id or secrets.token_hex(8)
+        request_id = given_id or f"{random.getrandbits(64):016x}"
         REQUEST_ID.set(request_id)
         if has_body:
             receive = scope["body"] = BoundedBody(scope, receive, self._settings)

@@ -91,7 +91,7 @@ def _is_busy(raw: sqlite3.Connection, statement: str) -> bool:
 def postgresql_engine(url: sa.URL, *, pool: dict[str, Any] | None = None) -> sa.Engine:
     """Return an engine that notices connections which a restart of the server has cut."""
     arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "moe-placement", **url.query}
-    pool = {"pool_size": 4, "max_overflow": 28, "pool_pre_ping": True} if pool is None else pool
+    pool = {"pool_size": 24, "max_overflow": 8, "pool_pre_ping": True} if pool is None else pool
     return sa.create_engine(url, connect_args=arguments, **COMMON, **pool)
 
 

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import IntegrityError
@@ -155,13 +155,14 @@ def _placement_query(request: Request) -> tuple[str, float]:
     return to, wait_s
 
 
-async def _current(context: Context, name: str) -> Current:
+async def _current(request: Request, context: Context, name: str) -> Current:
     if NAME.fullmatch(name) is None:
         raise unknown(name)
     if context.database.is_sqlite:
         current = context.deployments.current(name)
     else:
-        current = await anyio.to_thread.run_sync(context.deployments.current, name)
+        shared = request.app.state.shared_reads
+        current = await shared.get(("deployment", name), partial(context.deployments.current, name))
     if current is None:
         raise unknown(name)
     return current
@@ -169,7 +170,7 @@ async def _current(context: Context, name: str) -> Current:
 
 async def _ready(request: Request, context: Context, name: str, to: str, packed: bool) -> Ready | None:
     """Return the answer as things stand; None before the first promotion."""
-    current = await _current(context, name)
+    current = await _current(request, context, name)
     if current.digest is None:
         return None
     placements = _placements_of(request)
@@ -186,7 +187,7 @@ async def _awaited(
     gone = asyncio.create_task(_disconnected(request))
     try:
         while True:
-            seen = (await _current(context, name)).revision
+            seen = (await _current(request, context, name)).revision
             ready = await _ready(request, context, name, to, packed)
             left_s = deadline - time.monotonic()
             if (ready is not None and not names(known, ready.etag)) or left_s <= 0 or context.watcher.closed:
