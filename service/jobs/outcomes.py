@@ -6,21 +6,35 @@ from dataclasses import replace
 from typing import Any
 
 from service.jobs.runner import Ended, How
-from service.state.records import JobStatus, Outcome
+from service.state.job_rows import last_incumbent
+from service.state.records import Job, JobStatus, Outcome
 
 __all__ = ["failed", "outcome_of"]
 
 UNHEEDED = "the solver did not end in time when it was stopped; its last incumbent stands"
+EARLIER = "it was cut short before this attempt had found better; what an earlier attempt had found stands"
 
 
-def outcome_of(ended: Ended, *, is_stopped: bool) -> Outcome:
+def outcome_of(ended: Ended, *, job: Job, is_stopped: bool) -> Outcome:
     """Return the outcome of a job.
 
     Parameters
     ----------
+    job
+        The job as it was claimed: what an earlier attempt had found stands where this one was cut short
+        before it had found better.
     is_stopped
         Whether a caller asked it to stop.
     """
+    outcome = _own_outcome(ended, is_stopped)
+    if outcome.status is JobStatus.FAILED or not _was_cut(outcome) or not _is_better(job, outcome):
+        return outcome
+    earlier = last_incumbent(job, note=EARLIER)
+    return replace(outcome, result=earlier.result, placement_digest=earlier.placement_digest)
+
+
+def _own_outcome(ended: Ended, is_stopped: bool) -> Outcome:
+    """Return the outcome of this attempt alone."""
     if ended.how is How.RESULT:
         return _standing(ended, _status_of_result(ended, is_stopped))
     if ended.how is How.STOPPED:
@@ -34,6 +48,19 @@ def outcome_of(ended: Ended, *, is_stopped: bool) -> Outcome:
             return Outcome(status=JobStatus.STOPPED)
         return Outcome(status=JobStatus.TIMED_OUT, error={"code": ended.code, "message": ended.why})
     return failed(ended.code or "internal", ended.why or "the job's process was lost")
+
+
+def _was_cut(outcome: Outcome) -> bool:
+    return outcome.result is None or outcome.result.get("termination") == "stopped"
+
+
+def _is_better(job: Job, outcome: Outcome) -> bool:
+    """Whether what an earlier attempt had found is better than this one's, or all that there is."""
+    if job.incumbent is None or job.incumbent_digest is None:
+        return False
+    if outcome.result is None or outcome.placement_digest is None:
+        return True
+    return bool(job.incumbent["objective"] < outcome.result["objective"]["value"])
 
 
 def failed(code: str, message: str) -> Outcome:

@@ -270,7 +270,7 @@ class Task:
         if self.is_closing and not self.is_stopped and self._is_unfinished(ended):
             self._release(ended, digest)
             return
-        self._finish(outcome_of(ended, is_stopped=self.is_stopped))
+        self._finish(outcome_of(ended, job=self.job, is_stopped=self.is_stopped))
 
     def _is_unfinished(self, ended: Ended) -> bool:
         if ended.how is How.RESULT:

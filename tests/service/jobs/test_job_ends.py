@@ -24,7 +24,7 @@ MIB = 1 << 20
 @pytest.fixture
 def trace(shop: Shop, tmp_path: Path) -> str:
     """A small trace that some solvers can work on for as long as they like."""
-    return shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=4, experts=32))
+    return shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=8, experts=64))
 
 
 def endless(shop: Shop, trace: str, **options: object) -> str:
@@ -94,7 +94,7 @@ def test_a_time_limit_of_its_own_is_a_success(shop: Shop, trace: str) -> None:
 
 def test_the_services_limit_keeps_the_incumbent(shop: Shop, trace: str) -> None:
     """Past the service's limit the job has timed out, and says so; what it found stands."""
-    with shop.worker(max_solve_seconds=6.0):
+    with shop.worker(max_solve_seconds=2.5):
         job = shop.done(endless(shop, trace))
     assert job.status is JobStatus.TIMED_OUT
     assert job.error is not None

@@ -17,7 +17,7 @@ from tests.service.server import tiny_trace
 @pytest.fixture
 def trace(shop: Shop, tmp_path: Path) -> str:
     """A small trace that some solvers can work on for as long as they like."""
-    return shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=4, experts=32))
+    return shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=8, experts=64))
 
 
 def endless(shop: Shop, trace: str, **options: object) -> str:
@@ -133,7 +133,7 @@ def test_a_database_that_goes_away_comes_back(durable_cluster: Cluster, tmp_path
     url = durable_cluster.create("away")
     database = open_database(url)
     shop = Shop(tmp_path / "data", url, database)
-    trace = shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=4, experts=32))
+    trace = shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=8, experts=64))
     with shop.worker(lease_seconds=2.0) as worker:
         job_id = shop.submit(trace, solver="search", time_limit=5.0)
         shop.wait_incumbent(job_id)
