@@ -117,6 +117,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--topology", default="h100:1x4", help="what the placement is for")
     parser.add_argument("--cache", help="folder for the last good placement")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds until the service counts as down"
+    )
     parser.add_argument("--strict", action="store_true", help="do not start without the service")
     return parser.parse_args(arguments)
 
@@ -137,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache_dir=options.cache,
             fallback=fallback,
             strict=options.strict,
+            timeout_s=options.timeout,
         )
 
     model = load_checkpoint(checkpoint).float().train()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from placement.cli.inputs import JsonOption
-from placement.cli.remote import AllowHttpOption, TokenFileOption, UrlOption, connect, needs_client
+from placement.cli.remote import SOON_S, AllowHttpOption, TokenFileOption, UrlOption, connect, needs_client
 from placement.errors import InputError, ServiceError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def fetch(
     shape = None if model is None else resolve_model(model)
     if solve_id is not None:
         _refuse(cache=cache, topology=topology, strict=strict or None)
-        with connect(url, token_file=token_file, allow_http=allow_http) as client:
+        with connect(url, token_file=token_file, allow_http=allow_http, deadline_s=SOON_S) as client:
             file = _of_solve(client, solve_id, wait_s=wait)
         _write(file, out, to, shape)
         _tell(out, to, "service", None, json=json)

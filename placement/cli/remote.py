@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from service.client import Client
 
 __all__ = [
+    "DEADLINE_S",
+    "SOON_S",
     "AllowHttpOption",
     "TokenFileOption",
     "UrlOption",
@@ -42,8 +44,22 @@ AllowHttpOption = Annotated[
 ]
 
 
-def connect(url: str | None, *, token_file: Path | None, allow_http: bool) -> Client:
+SOON_S = 15.0
+"""How long a command that only asks goes on trying."""
+
+DEADLINE_S = 120.0
+"""How long one that submits or waits does: it outlives a restart of the service."""
+
+
+def connect(
+    url: str | None, *, token_file: Path | None, allow_http: bool, deadline_s: float = DEADLINE_S
+) -> Client:
     """Return a client of the service.
+
+    Parameters
+    ----------
+    deadline_s
+        Seconds for a request with its repetitions.
 
     Raises
     ------
@@ -53,7 +69,7 @@ def connect(url: str | None, *, token_file: Path | None, allow_http: bool) -> Cl
     try:
         from service.client import Client
 
-        return Client(url, token_file=token_file, allow_http=allow_http)
+        return Client(url, token_file=token_file, allow_http=allow_http, deadline_s=deadline_s)
     except ImportError as exc:
         raise needs_client(exc) from exc
 

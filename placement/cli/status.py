@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from placement.cli.inputs import JsonOption
-from placement.cli.remote import AllowHttpOption, TokenFileOption, UrlOption, connect
+from placement.cli.remote import DEADLINE_S, SOON_S, AllowHttpOption, TokenFileOption, UrlOption, connect
 from placement.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def status(
     """
     if watch and solve_id is None:
         raise InputError("--watch needs the id of a solve")
-    with connect(url, token_file=token_file, allow_http=allow_http) as client:
+    # Who watches outlives a restart of the service.
+    deadline_s = DEADLINE_S if watch else SOON_S
+    with connect(url, token_file=token_file, allow_http=allow_http, deadline_s=deadline_s) as client:
         if solve_id is None:
             _list(client, only, limit, json=json)
         elif watch:

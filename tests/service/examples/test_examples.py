@@ -75,8 +75,9 @@ def test_torchrun(service: Service, tmp_path: Path) -> None:
 @pytest.mark.model
 @pytest.mark.slow
 def test_torchrun_without_the_service(tmp_path: Path) -> None:
-    """Training starts all the same, with experts in order, and says so; with --strict it does not."""
-    done = torchrun("--deployment", "chat", "--url", down(), "--steps", "1", processes=1)
+    """Training starts all the same, with experts in order, and says so."""
+    soon = ("--timeout", "3")
+    done = torchrun("--deployment", "chat", "--url", down(), "--steps", "1", *soon, processes=1)
     assert done.returncode == 0, done.stderr
     assert "placement of the contiguous" in done.stdout
     assert "WARNING: no placement of chat" in done.stderr
@@ -194,11 +195,12 @@ def test_kubernetes(guarded: Service, token: str, tmp_path: Path) -> None:
 
 def test_kubernetes_without_the_service(tmp_path: Path) -> None:
     """The manifest as it is, with the service unreachable: the pod starts; --strict holds it back."""
-    done, file = init_container(tmp_path / "a", PLACEMENT_SERVICE=down(), PLACEMENT_DEPLOYMENT="chat")
+    soon = "--timeout=3"
+    done, file = init_container(tmp_path / "a", soon, PLACEMENT_SERVICE=down(), PLACEMENT_DEPLOYMENT="chat")
     assert done.returncode == 0, done.stderr
     assert json.loads(file.read_text())["physical_to_logical_map"][5] == list(range(256))
     assert "WARNING" in done.stderr
-    strict, file = init_container(tmp_path / "b", "--strict", PLACEMENT_SERVICE=down())
+    strict, file = init_container(tmp_path / "b", soon, "--strict", PLACEMENT_SERVICE=down())
     assert strict.returncode == 5
     assert not file.exists()
 
