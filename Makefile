@@ -71,6 +71,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.synthesis
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.distributed --ray
+	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.chaos --minutes 5
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

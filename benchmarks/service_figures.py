@@ -349,7 +349,7 @@ def stops(settings: Settings, stage: Stage) -> Iterator[Figure]:
     with stage.server.client(timeout_s=120) as client, TemporaryDirectory() as folder:
         traces = {
             "large": _synthetic(client, Path(folder) / "large.npz", layers=58, experts=256, top_k=8),
-            "few": _synthetic(client, Path(folder) / "few.npz", layers=24, experts=20, top_k=4),
+            "few": _synthetic(client, Path(folder) / "few.npz", layers=24, experts=16, top_k=4),
         }
         for solver in settings.solvers:
             for after_s in (0.5, 5.0):
@@ -363,7 +363,7 @@ def _synthetic(client: Any, path: Path, *, layers: int, experts: int, top_k: int
 
 
 LONG: dict[str, dict[str, Any]] = {
-    "exact": {"trace": "few", "topology": "h100:1x5", "calibration": LINEAR},
+    "exact": {"trace": "few", "topology": "h100:1x4", "calibration": LINEAR},
     "chain": {"semantics": "stay-put", "objective": "traffic"},
     "split": {"spare_slots": 32, "replica_split": "hash"},
     "moetuner": {"topology": "h100:1x8"},
