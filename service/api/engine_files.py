@@ -15,6 +15,7 @@ from placement import __version__
 from placement._suggest import did_you_mean
 from service.artifacts import ArtifactFiles
 from service.errors import InvalidError
+from service.jobs.problem import for_callers
 
 __all__ = [
     "EngineFile",
@@ -139,7 +140,7 @@ def _encoded(files: ArtifactFiles, digest: str, to: str, model: str | None) -> E
         layers = layers_of(placement, None if model is None else preset_model(model))
         text = encode_as(placement, to, FormatOptions(layers=layers, num_devices=placement.num_devices))
     except InputError as exc:
-        raise InvalidError(f"format {to}: {exc}") from exc
+        raise InvalidError(f"format {to}: {for_callers(str(exc), {})}") from exc
     return EngineFile(
         content=text.encode(),
         etag=f'"{digest};{to};{model or ""};{__version__}"',

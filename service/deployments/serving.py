@@ -21,6 +21,7 @@ from service.api.engine_files import EngineFile, EngineFiles
 from service.artifacts import digest_of
 from service.deployments.records import Current
 from service.errors import InvalidError
+from service.jobs.problem import for_callers
 from service.state.deployments import DeploymentStore
 
 __all__ = ["Ready", "ReadyPlacements", "ReadyResponse", "digest_of_etag", "names"]
@@ -153,7 +154,7 @@ def _encoded(native: EngineFile, model: Mapping[str, Any], to: str) -> EngineFil
         options = FormatOptions(layers=layers_of(placement, shape), num_devices=placement.num_devices)
         content = encode_as(placement, to, options).encode()
     except InputError as exc:
-        raise InvalidError(f"format {to}: {exc}") from exc
+        raise InvalidError(f"format {to}: {for_callers(str(exc), {})}") from exc
     is_json = content.lstrip()[:1] in (b"{", b"[")
     return EngineFile(
         content=content,
