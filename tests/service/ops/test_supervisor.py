@@ -105,3 +105,24 @@ def test_a_worker_whose_parent_is_gone_already_does_not_begin(environment: dict[
     command = [sys.executable, "-m", "service.lifeline", "patient", "1"]
     ended = subprocess.run(command, env=environment, timeout=20, check=False, capture_output=True)
     assert (ended.returncode, ended.stdout) == (0, b"")
+
+
+SWALLOWING = """
+import os, signal, time, weakref
+
+class Thing:
+    pass
+
+thing = Thing()
+dying = weakref.ref(thing, lambda _: [os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)])
+del thing
+time.sleep(600)
+"""
+
+
+def test_a_signal_that_comes_in_a_callback_is_heeded(tmp_path: Path) -> None:
+    """Python swallows exceptions in callbacks of its own, such as those of imports: the end must be none."""
+    (tmp_path / "swallowing.py").write_text(SWALLOWING, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "service.lifeline", "swallowing"]
+    assert subprocess.run(command, env=environment, timeout=30, check=False).returncode == 0
