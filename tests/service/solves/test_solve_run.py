@@ -18,6 +18,7 @@ from placement.errors import InputError
 from placement.formats.files import encode_as
 from placement.io import placement_from_dict
 from service.api.engine_files import FormatName
+from service.jobs.problem import for_callers
 from tests.service.server import BYTE16, Server, listen, tiny_trace, upload
 from tests.service.solves.solve_site import submit
 
@@ -117,7 +118,7 @@ def test_a_placement_comes_in_every_format(place: Place, solved: dict[str, Any])
             refused[name] = str(exc)
         if name in refused:
             assert answer.status_code == 422
-            assert refused[name] in answer.json()["detail"]
+            assert for_callers(refused[name], {}) in answer.json()["detail"]
             continue
         assert answer.status_code == 200, answer.text
         assert answer.text == (native.text if name == "native" else expected)
