@@ -9,20 +9,9 @@ from pathlib import Path
 import pytest
 
 from service.state.records import JobStatus
-from tests.service.jobs.worker_support import Shop, eventually
+from tests.service.jobs.worker_support import Shop, endless, eventually
 from tests.service.postgres import Cluster
 from tests.service.server import tiny_trace
-
-
-@pytest.fixture
-def trace(shop: Shop, tmp_path: Path) -> str:
-    """A small trace that some solvers can work on for as long as they like."""
-    return shop.keep(tiny_trace(tmp_path / "trace.npz", tokens=4096, layers=8, experts=64))
-
-
-def endless(shop: Shop, trace: str, **options: object) -> str:
-    """Queue a solve that goes on for minutes, with an incumbent soon."""
-    return shop.submit(trace, **{"solver": "search", "time_limit": 900.0, **options})
 
 
 def num_dones(shop: Shop, job_id: str) -> int:

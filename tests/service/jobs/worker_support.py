@@ -197,3 +197,8 @@ def _carries(process: psutil.Process, mark: str) -> bool:
         return mark.encode() in Path(f"/proc/{process.pid}/environ").read_bytes()
     except (psutil.NoSuchProcess, OSError):
         return False
+
+
+def endless(shop: Shop, trace: str, **options: object) -> str:
+    """Queue a solve that goes on for minutes, with an incumbent soon."""
+    return shop.submit(trace, **{"solver": "search", "time_limit": 900.0, **options})
