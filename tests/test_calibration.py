@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instances import MEASURED_CURVES, cluster, device_kind_of, measured, model_for, random_profile
 
 from placement.calibration import (
+    Calibration,
     DataSheetCalibration,
     LinearCalibration,
+    Machine,
     MeasuredCalibration,
     PiecewiseLinear,
     calibration_from_dict,
     read_calibration,
 )
+from placement.calibration.machine import kind_of_gpu
 from placement.errors import InputError
 
 PROFILE = random_profile(np.random.default_rng(0))
@@ -60,7 +63,8 @@ def test_a_curve_continues_with_its_last_slope() -> None:
     value=st.floats(0, 1e6),
     x=st.floats(1e-3, 1e3),
     y=st.floats(1e-3, 1e3),
-    steps=st.lists(st.floats(0, 9), min_size=1, max_size=5),
+    # Steps that are lost beside the curve's 0.5 make a last slope of rounding errors.
+    steps=st.lists(st.floats(1e-3, 9) | st.just(0.0), min_size=1, max_size=5),
 )
 def test_scaling_is_a_change_of_units(value: float, x: float, y: float, steps: list[float]) -> None:
     """The scaled curve is ``y * f(value / x)``."""
@@ -140,33 +144,219 @@ def test_what_calibrations_get_wrong(values: dict[str, Any], message: str) -> No
         calibration_from_dict(values)
 
 
+OLMOE = MEASURED_CURVES["expert_ffn_ms"]["olmoe"]
+ALL_TO_ALL = "all_to_all_ms_by_MiB_sent_per_rank"
+EXPERTS = ("expert_ffn_ms", "olmoe")
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("world_size",), 1, "world_size is 1"),
-        (("world_size",), "two", "a measured calibration cannot be read"),
-        (("world_size",), None, "a measured calibration cannot be read"),
-        (("all_to_all_ms_by_MiB_sent_per_rank",), [], "a measured calibration cannot be read"),
-        (("all_to_all_ms_by_MiB_sent_per_rank",), [[1, 2], [1, 2]], "must ascend from 0"),
+        (("world_size",), 1, "world_size is 1; an all-to-all is measured on 2 GPUs"),
+        (("world_size",), "two", "world_size is 'two'; it must be a whole number"),
+        (("world_size",), None, "world_size is missing; it must be a whole number"),
+        (("world_size",), 2.5, "world_size is 2.5; it must be a whole number"),
+        (("format",), "moe-placement/1", "this version reads 'moe-placement-calibration/1'"),
+        (("dtype",), 2, "dtype is 2; it must be the name of a type"),
+        (("dtype",), "int3", "unknown weight type 'int3'"),
+        ((ALL_TO_ALL,), [], "must be a list of measured points"),
+        ((ALL_TO_ALL,), None, "all_to_all.* must be a list of measured points, not None"),
+        ((ALL_TO_ALL,), [[1, 2], [1, 2]], "gives a size twice; its sizes must ascend from 0"),
+        ((ALL_TO_ALL,), [[1, 2], 3], r"rank\[1\] must be \[MiB, ms\], not 3"),
+        ((ALL_TO_ALL,), [[1, 2], [2, float("nan")]], r"rank\[1\]\[1\] is nan; it must be a finite number"),
+        ((ALL_TO_ALL,), [[1, 2], [1e300, 3]], "check its unit"),
+        ((ALL_TO_ALL,), [[0, 2]], "all_to_all.*: a curve needs two points or more"),
+        (("all_to_all_ms_by_tier",), {"cluster": 3}, r"by_tier\['cluster'\] must be a list"),
+        (("all_to_all_ms_by_tier",), [1], "all_to_all_ms_by_tier must be an object"),
         (("expert_ffn_ms",), {}, "expert_ffn_ms names no model"),
-        (("expert_ffn_ms",), {"no-such-model": MEASURED_CURVES["expert_ffn_ms"]["olmoe"]}, "no-such-model"),
-        (("expert_ffn_ms", "olmoe"), [{"tokens_per_expert": 1, "ms": 1}], "key 'local_experts' is missing"),
-        (
-            ("expert_ffn_ms", "olmoe"),
-            [{"tokens_per_expert": 1, "ms": 1, "local_experts": 0}],
-            "cannot be read",
-        ),
+        (("expert_ffn_ms",), [OLMOE], "expert_ffn_ms must be an object"),
+        (("expert_ffn_ms",), {"no-such-model": OLMOE}, "no-such-model.* or give its sizes in expert_shapes"),
+        (("expert_shapes",), {"olmoe": [2048, 1024]}, r"expert_shapes\['olmoe'\] must be an object"),
+        (("expert_shapes",), {"olmoe": {"hidden": 2048}}, r"\['olmoe'\].expert_hidden is missing"),
+        (EXPERTS, [7], r"olmoe'\]\[0\] must be an object"),
+        (EXPERTS, [{"tokens_per_expert": 1, "ms": 1}], r"\[0\].local_experts is missing"),
+        (EXPERTS, [{"tokens_per_expert": 1, "ms": 1, "local_experts": 0}], "local_experts is 0"),
+        (EXPERTS, [{**OLMOE[0], "active_experts": 33}], "active_experts is 33 of 32 local_experts"),
+        (EXPERTS, [OLMOE[0], OLMOE[0]], "gives 1 tokens per expert twice"),
+        (EXPERTS, [{**OLMOE[0], "ms": -1}], "ms is -1; it must be a finite number above 0"),
+        (("hbm_gb_s",), "fast", "hbm_gb_s is 'fast'"),
+        (("launch_ms",), 0, "launch_ms is 0"),
+        (("migration_gb_s",), {"node": None}, r"migration_gb_s\['node'\] is missing"),
+        (("migration_gb_s",), 3, "migration_gb_s must be an object"),
+        (("prepare_ms",), {"rows": 1}, "prepare_ms must be a list"),
+        (("prepare_ms",), [1], r"prepare_ms\[0\] must be an object with rows, hidden and ms"),
+        (("expand_ms",), [{"rows": 1, "hidden": 0, "ms": 1}], r"expand_ms\[0\].hidden is 0"),
     ],
 )
 def test_what_measured_curves_get_wrong(path: tuple[str, ...], value: Any, message: str) -> None:
-    """Broken measurements are input errors, whatever is broken."""
-    values = copy.deepcopy(MEASURED_CURVES)
-    inner = values
+    """Broken measurements are input errors that name the key."""
+    with pytest.raises(InputError, match=message):
+        calibration_from_dict(changed(MEASURED_CURVES, path, value))
+
+
+def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """Return a copy with one entry replaced."""
+    copied = copy.deepcopy(values)
+    inner = copied
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    with pytest.raises(InputError, match=message):
-        calibration_from_dict(values)
+    return copied
+
+
+FULL: dict[str, Any] = {
+    **MEASURED_CURVES,
+    "format": "moe-placement-calibration/1",
+    "gpu": "NVIDIA H200",
+    "dtype": "bfloat16",
+    "measured_at": "2026-01-01T00:00:00Z",
+    "world_size": 4,
+    "devices_per_node": 2,
+    "all_to_all_ms_by_tier": {"node": [[0, 0.04], [64, 0.3]], "cluster": [[1, 0.2], [64, 6.4]]},
+    "hbm_gb_s": 4000,
+    "expert_shapes": {"olmoe": {"hidden": 2048, "expert_hidden": 1024, "matrices": 3}},
+    "prepare_ms": [
+        {"rows": 1000, "hidden": 2048, "ms": 0.1},
+        {"rows": 3000, "hidden": 2048, "ms": 0.3},
+    ],
+    "launch_ms": 0.006,
+    "counts_exchange_ms": 0.09,
+    "migration_gb_s": {"node": 300, "cluster": 40},
+}
+
+
+def full(**entries: Any) -> MeasuredCalibration:
+    """Return the calibration of a file with every key, some replaced."""
+    made = calibration_from_dict({**FULL, **entries})
+    assert isinstance(made, MeasuredCalibration)
+    return made
+
+
+def test_what_a_whole_file_tells() -> None:
+    """Every optional key arrives, in seconds and bytes; others are ignored."""
+    made = full(spread={"anything": "at all"}, notes=["none"])
+    machine = made.machine
+    assert (made.gpu, made.world_size, machine.dtype) == ("NVIDIA H200", 4, "bf16")
+    assert machine.row_bytes_per_s == pytest.approx(0.9 * 4e12)
+    assert machine.launch_s == pytest.approx(6e-6)
+    assert machine.counts_exchange_s == pytest.approx(9e-5)
+    assert machine.migration_bytes_per_s == {"node": 300e9, "cluster": 40e9}
+    assert machine.row_step_s("prepare", rows=2000, hidden=2048) == pytest.approx(2e-4)
+    # Half as wide: as many bytes as 1000 rows of 2048.
+    assert machine.row_step_s("prepare", rows=2000, hidden=1024) == pytest.approx(1e-4)
+    assert machine.row_step_s("reduce", rows=2000, hidden=1024) is None
+
+
+def test_tiers_have_their_own_curves() -> None:
+    """Each tier's own curve, the node's rather than that of all ranks, which cross nodes."""
+    made = full()
+    # Two nodes: one rank of each, so half of 64 MiB arrives from the other: 2^25 bytes.
+    across = made.exchange_curve(TIERS[1], MODEL, phase="combine")
+    assert across(2**25 / 2048) == pytest.approx(6.4e-3)
+    node = made.exchange_curve(TIERS[0], MODEL, phase="dispatch")
+    assert node(2**25 / 2048) == pytest.approx(0.3e-3)
+    ranks = full(tier_ranks={"cluster": 4}).exchange_curve(TIERS[1], MODEL, phase="combine")
+    assert ranks(0.75 * 2**26 / 2048) == pytest.approx(6.4e-3)
+
+
+def test_the_nodes_curve_serves_alone() -> None:
+    """A file without the curve of all ranks takes that of the node."""
+    values = {key: value for key, value in FULL.items() if key != ALL_TO_ALL}
+    node = calibration_from_dict(values).exchange_curve(TIERS[0], MODEL, phase="dispatch")
+    assert node(2**25 / 2048) == pytest.approx(0.3e-3)
+
+
+def test_fewer_active_experts_are_a_curve_of_their_own() -> None:
+    """The objective sees busy experts; between shares the time of one active expert is interpolated."""
+    idle = [{**point, "active_experts": 8, "ms": point["ms"] / 2} for point in OLMOE]
+    made = full(expert_ffn_ms={"olmoe": [*OLMOE, *idle]})
+    assert made.expert_curve(KIND, MODEL)(512.0) == pytest.approx(0.48e-3 / 32 / 4)
+    times = made.experts["olmoe"]
+    assert times.seconds(512.0, share=1.0) == pytest.approx(0.48e-3 / 32)
+    assert times.seconds(512.0, share=0.25) == pytest.approx(0.24e-3 / 8)
+    assert times.seconds(512.0, share=0.625) == pytest.approx((0.48e-3 / 32 + 0.24e-3 / 8) / 2)
+
+
+def test_labels_need_sizes(caplog: pytest.LogCaptureFixture) -> None:
+    """They come from the file, from the caller or from a preset; a model without any is left out aloud."""
+    curves = {"olmoe": OLMOE, "ours": [{**point, "ms": 9 * point["ms"]} for point in OLMOE]}
+    assert full(expert_ffn_ms=curves).experts["ours"].params_per_expert is None
+    assert "'ours' is left out" in caplog.text
+    shapes = {"ours": {"hidden_size": 1024, "expert_hidden_size": 512, "matrices_per_expert": 3}}
+    known = full(expert_ffn_ms=curves, expert_shapes=shapes)
+    assert known.expert_curve(KIND, MODEL)(512.0) == pytest.approx(9 * 0.48e-3 / 32)
+    told = calibration_from_dict({**FULL, "expert_ffn_ms": curves}, shapes={"ours": MODEL})
+    assert told.expert_curve(KIND, MODEL)(512.0) == pytest.approx(9 * 0.48e-3 / 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("NVIDIA H100 PCIe", None),
+        ("test GPU", None),
+    ],
+)
+def test_names_of_gpus(name: str, kind: str | None) -> None:
+    """Drivers' names lead to data sheets, those of cards with another memory do not."""
+    found = kind_of_gpu(name)
+    assert (None if found is None else found.name) == kind
+
+
+def test_how_fast_rows_move() -> None:
+    """From the copy that was measured, else the data sheet, else the fastest reading of weights."""
+    assert Machine(gpu="NVIDIA H100 80GB HBM3").row_bytes_per_s == pytest.approx(0.8 * 3.35e12)
+    fast = Machine(gpu="NVIDIA H100 80GB HBM3", weights_bytes_per_s=3e12)
+    assert fast.row_bytes_per_s == pytest.approx(3e12)
+    # Mixtral: 4 x 3 x 4096 x 14336 weights of two bytes in 0.6 ms.
+    unknown = measured()
+    assert isinstance(unknown, MeasuredCalibration)
+    assert unknown.machine.row_bytes_per_s == pytest.approx(4 * 3 * 4096 * 14336 * 2 / 0.6e-3)
+    with pytest.raises(InputError, match="give hbm_gb_s"):
+        _ = Machine(gpu="mystery").row_bytes_per_s
+
+
+JUNK = st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3) | st.just([[1]])
+
+
+def damaged(value: Any, draw: st.DataObject, depth: int = 0) -> Any:
+    """Return a value with one part of it replaced, dropped or doubled somewhere below."""
+    if depth and draw.draw(st.integers(0, 3)) == 0:
+        return draw.draw(JUNK)
+    if isinstance(value, dict) and value:
+        key = draw.draw(st.sampled_from(sorted(value)))
+        if draw.draw(st.integers(0, 4)) == 0:
+            return {name: entry for name, entry in value.items() if name != key}
+        return {**value, key: damaged(value[key], draw, depth + 1)}
+    if isinstance(value, list) and value:
+        index = draw.draw(st.integers(0, len(value) - 1))
+        if draw.draw(st.integers(0, 4)) == 0:
+            return [*value, value[index]]
+        return [*value[:index], damaged(value[index], draw, depth + 1), *value[index + 1 :]]
+    return draw.draw(JUNK)
+
+
+@settings(max_examples=300, deadline=None)
+@given(draw=st.data())
+def test_damaged_files_are_read_or_refused_in_a_line(draw: st.DataObject) -> None:
+    """Whatever is broken, it is an input error of one line, or the curves are sound."""
+    made, refused = attempt(json.loads(json.dumps(damaged(FULL, draw))))
+    assert (made is None) == (0 < len(refused) < 1000)
+    assert "\n" not in refused
+    if isinstance(made, MeasuredCalibration):
+        assert np.isfinite(made.expert_curve(KIND, MODEL)([0.0, 1e4])).all()
+        assert np.isfinite(made.node_exchange([0.0, 1e9])).all()
+
+
+def attempt(values: dict[str, Any]) -> tuple[Calibration | None, str]:
+    """Return a calibration, or why there is none."""
+    try:
+        return calibration_from_dict(values), ""
+    except InputError as exc:
+        return None, str(exc)
 
 
 def test_calibration_files(tmp_path: Path) -> None:
@@ -178,6 +368,22 @@ def test_calibration_files(tmp_path: Path) -> None:
     assert read_calibration(file) == LinearCalibration(pair_cost=1, token_cost=4)
     file.write_text('{"kind": "data-sheet", "overlap": 0.5}')
     assert read_calibration(file) == DataSheetCalibration(overlap=0.5)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 1200), text=st.text(max_size=3))
+def test_damaged_bytes(tmp_path: Path, at: int, text: str) -> None:
+    """Whatever stands somewhere in a file, errors begin with its name."""
+    file = tmp_path / "curves.json"
+    whole = json.dumps(FULL).encode()
+    file.write_bytes(whole[:at] + text.encode("utf-8", "surrogatepass") + whole[at + 1 :])
+    try:
+        made = read_calibration(file)
+    except InputError as exc:
+        made, refused = None, str(exc)
+    else:
+        refused = ""
+    assert refused.startswith(f"calibration {file}") if made is None else made.unit in ("s", "cost")
 
 
 @pytest.mark.parametrize(
