@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "ExchangeError",
     "InfeasibleError",
     "InputError",
     "NoPlacementFoundError",
@@ -45,5 +46,11 @@ class BackendError(PlacementError):
 
 class ServiceError(PlacementError):
     """The placement service or the network failed."""
+
+    exit_code = 5
+
+
+class ExchangeError(PlacementError):
+    """A rank of a process group is lost or does not answer in time."""
 
     exit_code = 5

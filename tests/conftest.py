@@ -6,11 +6,16 @@ import pytest
 
 SLOW = (
     "tests/distributed/",
+    "tests/gpu_benchmarks/test_ranks.py",
     "tests/change/",
     "tests/checkpoint/test_families.py",
     "tests/cli/test_batch_cli.py",
     "tests/cli/test_change_cli.py",
     "tests/cli/test_spread_cli.py",
+    "tests/runtime/loop/",
+    "tests/runtime/measure/test_calibrate.py",
+    "tests/runtime/migration/",
+    "tests/runtime/parallel/",
     "tests/runtime/test_families.py",
     "tests/runtime/test_hook.py",
     "tests/service/",

@@ -25,7 +25,15 @@ from placement.runtime.families.registry import family_named
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["TextSequence", "load_checkpoint", "read_config", "read_sequences"]
+__all__ = [
+    "TextSequence",
+    "first_line",
+    "load_checkpoint",
+    "loader_of",
+    "quiet_transformers",
+    "read_config",
+    "read_sequences",
+]
 
 _BYTE_VOCABULARY = 256
 _OTHER_TOKENIZER_FILES = (
@@ -84,7 +92,7 @@ def read_config(model_dir: Path, *, known_family: bool = True) -> PretrainedConf
             str(model_dir), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, TypeError, StrictDataclassError) as exc:
-        raise InputError(f"{model_dir}/config.json does not describe a model: {_first_line(exc)}") from exc
+        raise InputError(f"{model_dir}/config.json does not describe a model: {first_line(exc)}") from exc
     return config
 
 
@@ -111,9 +119,9 @@ def load_checkpoint(
     from safetensors import SafetensorError
 
     config = read_config(model_dir, known_family=known_family)
-    loader = _loader_of(config)
+    loader = loader_of(config)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = loader.from_pretrained(
                 str(model_dir),
                 config=config,
@@ -124,14 +132,14 @@ def load_checkpoint(
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
-        raise InputError(f"cannot load the weights in {model_dir}: {_first_line(exc)}") from exc
+        raise InputError(f"cannot load the weights in {model_dir}: {first_line(exc)}") from exc
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(f"{model_dir} lacks {len(missing)} of the model's tensors, {missing[0]} among them")
     return _on_device(model.eval(), device)
 
 
-def _loader_of(config: PretrainedConfig) -> Any:
+def loader_of(config: PretrainedConfig) -> Any:
     """Return what loads such a model: as a language model, or as one that also sees."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -188,7 +196,7 @@ def _model_type(config_file: Path) -> tuple[str, dict[str, Any]]:
     except FileNotFoundError as exc:
         raise InputError(f"{config_file.parent} is not a checkpoint: it has no config.json") from exc
     except (OSError, ValueError) as exc:
-        raise InputError(f"{config_file} cannot be read: {_first_line(exc)}") from exc
+        raise InputError(f"{config_file} cannot be read: {first_line(exc)}") from exc
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(model_type, str):
         raise InputError(f"{config_file} names no model_type")
@@ -229,7 +237,7 @@ def _tokenizer_json(path: Path) -> Callable[[str], Sequence[int]]:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the Rust binding raises bare Exception for every malformed file
-        raise InputError(f"{path} is not a tokenizer: {_first_line(exc)}") from exc
+        raise InputError(f"{path} is not a tokenizer: {first_line(exc)}") from exc
     # A stored tokenizer may cut or pad for training batches; here every token of the text counts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -244,7 +252,7 @@ def _transformers_tokenizer(model_dir: Path) -> Callable[[str], Sequence[int]]:
             str(model_dir), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError) as exc:
-        raise InputError(f"cannot load the tokenizer in {model_dir}: {_first_line(exc)}") from exc
+        raise InputError(f"cannot load the tokenizer in {model_dir}: {first_line(exc)}") from exc
     return lambda text: tokenizer(text, truncation=False, padding=False)["input_ids"]
 
 
@@ -284,16 +292,17 @@ def _on_device(model: Any, device: str) -> PreTrainedModel:
     try:
         moved: PreTrainedModel = model.to(torch.device(device))
     except (RuntimeError, AssertionError) as exc:  # AssertionError: a torch built without that device
-        raise InputError(f"device {device!r} cannot be used: {_first_line(exc)}") from exc
+        raise InputError(f"device {device!r} cannot be used: {first_line(exc)}") from exc
     return moved
 
 
-def _first_line(exc: BaseException) -> str:
+def first_line(exc: BaseException) -> str:
+    """First line of what an exception says, or its kind where it says nothing."""
     return next(iter(str(exc).strip().splitlines()), "") or type(exc).__name__
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep the library's bars and notices off stderr: what matters of them becomes an error."""
     logging: Any = import_module("transformers.utils.logging")
     verbosity = logging.get_verbosity()

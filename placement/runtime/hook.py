@@ -26,6 +26,7 @@ from placement.errors import InputError
 from placement.plan import EMPTY, Placement
 from placement.runtime.families.protocol import ModelFamily, MoELayer
 from placement.runtime.families.registry import family_of, moe_layers_of
+from placement.runtime.fit import check_fit, check_tensors
 
 __all__ = ["AppliedPlacement", "SlotMap", "SlotRemap", "apply_placement", "is_applied"]
 
@@ -166,13 +167,10 @@ def apply_placement(model: nn.Module, placement: Placement) -> AppliedPlacement:
     """
     placement.check()
     family, layers = family_of(model), moe_layers_of(model)
-    if family.record_only:
-        raise InputError(
-            f"no placement can be applied to a {family.model_type} model: {family.record_only}; "
-            "its routing can be recorded"
-        )
-    _check_fit(layers, placement)
-    _check_tensors(model, layers)
+    check_fit(family, layers, placement)
+    if is_applied(layers):
+        raise InputError("the model already runs with a placement; detach it before applying another")
+    check_tensors(model, layers, num_rows=placement.num_experts)
     with ExitStack() as undo:
         for index, layer in enumerate(layers):
             _apply_layer(family, layer, SlotMap.of_layer(placement, index), undo)
@@ -217,52 +215,3 @@ def _restore(experts: nn.Module, name: str, original: nn.Parameter, first_slot_E
 
 def _rows(tensor: torch.Tensor, index: IntArray) -> torch.Tensor:
     return tensor.detach().index_select(0, torch.from_numpy(index).to(tensor.device))
-
-
-def _check_fit(layers: Sequence[MoELayer], placement: Placement) -> None:
-    if is_applied(layers):
-        raise InputError("the model already runs with a placement; detach it before applying another")
-    if placement.num_layers != len(layers):
-        raise InputError(f"the placement has {placement.num_layers} MoE layers, the model {len(layers)}")
-    if placement.num_experts != layers[0].num_experts:
-        raise InputError(
-            f"the placement has {placement.num_experts} experts per layer, the model {layers[0].num_experts}"
-        )
-    decoder_layers = tuple(layer.decoder_layer for layer in layers)
-    if placement.moe_layer_ids is not None and placement.moe_layer_ids != decoder_layers:
-        raise InputError(
-            f"the placement is for decoder layers {list(placement.moe_layer_ids)}, "
-            f"the model's MoE layers are {list(decoder_layers)}"
-        )
-
-
-def _check_tensors(model: nn.Module, layers: Sequence[MoELayer]) -> None:
-    owners: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    for layer in layers:
-        _check_layer_tensors(layer, owners)
-
-
-def _check_layer_tensors(layer: MoELayer, owners: dict[int, int]) -> None:
-    where = f"the experts of decoder layer {layer.decoder_layer}"
-    named = dict(layer.experts.named_parameters()) | dict(layer.experts.named_buffers())
-    unknown = sorted(set(named) - {*layer.expert_tensors, *layer.common_tensors})
-    if unknown:
-        raise InputError(
-            f"{where} hold {unknown[0]}, which a placement cannot move; "
-            "load the model unquantised, without adapters"
-        )
-    for name in layer.expert_tensors:
-        tensor = named[name]
-        if tensor.shape[0] != layer.num_experts:
-            raise InputError(
-                f"{name} of {where} holds {tensor.shape[0]} of {layer.num_experts} experts; "
-                "load the model whole"
-            )
-        if type(tensor.data) is not torch.Tensor:
-            raise InputError(f"{name} of {where} is a {type(tensor.data).__name__}; load the model unsharded")
-        if tensor.is_meta:
-            raise InputError(f"{name} of {where} is offloaded; load the model without offloading")
-        if owners[id(tensor)] > 1:
-            raise InputError(f"{name} of {where} is shared with another layer, which a placement would split")
