@@ -1,7 +1,6 @@
 """The recorder writes down what the routers selected, for the right tokens, and leaves the model alone."""
 
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,18 +34,7 @@ DENSE: dict[str, dict[str, Any]] = {
 EXPERTS = 6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def model() -> Any:
-    """A tiny OLMoE."""
-    return tiny_model("olmoe")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def _tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The recorder in generation and training loops: caches that step back, compiled models, steps, samples."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,7 @@ from traces.trace import Trace
 EXPERTS = 6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def model() -> Any:
-    """A tiny OLMoE."""
-    return tiny_model("olmoe")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture

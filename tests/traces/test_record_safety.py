@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import distributed
 
 from placement.errors import InputError
-from placement.runtime.tiny import tiny_model
 from traces.record import MemorySink, Recorder, RecordingStopped, recorder_for
 from traces.store import read_dataset, writer
 from traces.trace import Trace
@@ -23,18 +22,7 @@ from traces.trace import Trace
 EXPERTS = 6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def model() -> Any:
-    """A tiny OLMoE."""
-    return tiny_model("olmoe")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def _tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -62,6 +62,7 @@ def open(path: Path, options: ReadOptions) -> ExpertCounts:
                 load_WLE=summed_steps(load_WLE),
                 top_k=content["top_k"],
                 model_name=name if isinstance(name, str) else None,
+                moe_layer_ids=_layer_ids(content.get("moe_layer_ids")),
             )
         return expert_counts(load_WLE, options.model)
 
@@ -146,6 +147,15 @@ def check_counts(load_WLE: npt.NDArray[Any]) -> None:
             f"the count of step {step} layer {layer} expert {expert} is {least}; counts are not negative"
             f"{wrapped}"
         )
+
+
+def _layer_ids(value: Any) -> tuple[int, ...] | None:
+    """Return the decoder layers that a file names, if it names any."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
+        raise InputError(f"moe_layer_ids is {str(value)[:60]}, not a list of decoder layers")
+    return tuple(value)
 
 
 def _whole_numbers(value: Any) -> npt.NDArray[Any]:

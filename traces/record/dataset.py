@@ -16,7 +16,7 @@ from placement.runtime.families.protocol import ModelFamily, MoELayer
 from placement.runtime.families.registry import check_layers, family_named, family_of
 from placement.runtime.families.unwrap import unwrapped
 from traces.record.null import NullRecorder
-from traces.record.recorder import OnError, Recorder
+from traces.record.recorder import OnError, Recorder, WhenFull
 from traces.record.sinks import TraceSink
 
 __all__ = ["dataset_sink", "header_of", "recorder_for"]
@@ -39,6 +39,7 @@ def recorder_for(
     append: bool = False,
     resume: bool = False,
     on_error: OnError = "stop-recording",
+    when_full: WhenFull = "wait",
 ) -> Recorder | NullRecorder:
     """Return a recorder into the data set `path`, or one that does nothing if `path` is `None`.
 
@@ -59,7 +60,7 @@ def recorder_for(
     rank
         Process rank whose shard is written; by default that of torch.distributed, else of the
         launcher's RANK, else 0.
-    sample_every, sample_sequences, every_steps, on_error
+    sample_every, sample_sequences, every_steps, on_error, when_full
         As in `Recorder`.
     overwrite
         Replace a data set that is there. With torch.distributed every rank says so: rank 0 clears it, the
@@ -96,6 +97,7 @@ def recorder_for(
         rank=rank,
         first_sequence=first_sequence,
         on_error=on_error,
+        when_full=when_full,
     )
 
 

@@ -17,6 +17,7 @@ class NullRecorder:
     """A recorder that is off: it touches neither the model nor the disk."""
 
     num_tokens = 0
+    num_dropped = 0
     num_sequences = 0
     error = None
 

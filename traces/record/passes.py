@@ -1,6 +1,7 @@
 """One forward pass: how many rows of how many places it runs, which are padding, where they stand.
 
-Everything stays on the device until the pass is named (`traces.record.numbering`).
+Everything stays on the device until the pass is named (`traces.record.numbering`), or leaves it through a
+ring of host memory while the model runs on.
 
 Shape letters: B rows of a batch, N token places of a row (padding included), P places of all rows, L MoE
 layers, K top-k.
@@ -19,8 +20,9 @@ import torch
 from placement.errors import InputError
 from traces.record.labels import Labeller, Labels
 from traces.record.numbering import Rows
+from traces.record.pinned import Landing, PinnedRing
 
-__all__ = ["ForwardPass", "begun_pass", "cache_in", "shape_of_tokens"]
+__all__ = ["ForwardPass", "begun_pass", "cache_in", "places_kept", "shape_of_tokens"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -40,8 +42,33 @@ class ForwardPass:
     labels: Labels | None = None
     cache: Any = None
     shapes: list[tuple[int, int]] = field(default_factory=list)
-    index_L: list[torch.Tensor | None]
     experts_LPK: torch.Tensor | None = None
+    landing: Landing | None = None
+
+    def leave(self, ring: PinnedRing) -> bool:
+        """Start to leave the device through a ring; `False`, and nothing done, while it has no room.
+
+        The pass may be read after `arrive`, and until `let_go`.
+        """
+        there = (self.experts_LPK, self.kept_BN, self.position_BN)
+        self.landing = ring.put([tensor for tensor in there if tensor is not None])
+        if self.landing is None:
+            return False
+        landed = iter(self.landing.tensors)
+        self.experts_LPK, self.kept_BN, self.position_BN = (
+            None if tensor is None else next(landed) for tensor in there
+        )
+        return True
+
+    def arrive(self) -> None:
+        """Wait until what left the device is on the host."""
+        if self.landing is not None:
+            self.landing.wait()
+
+    def let_go(self) -> None:
+        """Give back the host memory that the pass took."""
+        if self.landing is not None:
+            self.landing.release()
 
     def positions(self) -> IntArray:
         """Position of every place in its sequence, ``[rows, places]``."""
@@ -55,7 +82,7 @@ class ForwardPass:
 
 
 def begun_pass(
-    inputs: Mapping[str, Any], others: Iterable[Any], num_layers: int, label: Labeller, *, any_model: bool
+    inputs: Mapping[str, Any], others: Iterable[Any], label: Labeller, *, any_model: bool
 ) -> ForwardPass:
     """Describe a pass by the inputs of the module that runs it.
 
@@ -79,7 +106,7 @@ def begun_pass(
         raise InputError("a forward pass without input_ids or inputs_embeds cannot be recorded")
     if shape is None:
         found = sorted(_shapes((*inputs.values(), *others)))
-        return ForwardPass(shape=None, index_L=[None] * num_layers, shapes=[shape for _, shape in found])
+        return ForwardPass(shape=None, shapes=[shape for _, shape in found])
     cache = inputs.get("past_key_values")
     past_tokens = _length(cache)
     labels = label(shape)
@@ -94,7 +121,6 @@ def begun_pass(
         position_BN=_positions(inputs.get("position_ids"), counted_BN, past_tokens, shape),
         labels=labels,
         cache=cache,
-        index_L=[None] * num_layers,
     )
 
 
@@ -119,6 +145,44 @@ def shape_of_tokens(one: ForwardPass, num_tokens: int) -> tuple[int, int]:
     )
 
 
+def places_kept(inputs: Mapping[str, Any], *, any_model: bool) -> torch.Tensor | None:
+    """Real (not padded) places of a pass, bool ``[rows, places]`` on the mask's device; `None` for all.
+
+    Nothing here waits for a device. A decode step feeds one real token to every row where its mask cannot be
+    read, or where the length of the past is known on the device alone (a static cache).
+
+    Parameters
+    ----------
+    inputs
+        Arguments of the module that runs the pass, by name.
+    any_model
+        As for `begun_pass`.
+
+    Raises
+    ------
+    InputError
+        If the mask does not tell padding apart.
+    """
+    shape, mask = _batch_shape(inputs), inputs.get("attention_mask")
+    if shape is None or mask is None:
+        return None
+    flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
+    if flat and tuple(mask.shape) == shape:  # it covers the past as well, so there is none
+        return torch.ne(mask, 0)
+    cache = inputs.get("past_key_values")
+    past_tokens = _length(cache) if _tells_length(cache) else None
+    if flat and past_tokens is not None and mask.shape[1] >= past_tokens + shape[1]:
+        return torch.ne(mask[:, past_tokens : past_tokens + shape[1]], 0)
+    decodes = shape[1] == 1 and past_tokens != 0
+    if decodes or any_model:
+        return None
+    described = f"of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else type(mask).__name__
+    raise InputError(
+        f"padding cannot be read from an attention mask {described} without waiting for the device; say "
+        "which places are real with batch(kept=...)"
+    )
+
+
 def cache_in(output: Any) -> Any:
     """Return the cache that the model made itself and returns, in an object or a plain tuple."""
     if isinstance(output, tuple):
@@ -134,6 +198,13 @@ def _length(cache: Any) -> int:
         return int(cache.get_seq_length())
     except ValueError:  # transformers: it "can only be called on Attention layers"
         return 0
+
+
+def _tells_length(cache: Any) -> bool:
+    """Whether a cache knows on the host how many tokens it holds."""
+    layers = getattr(cache, "layers", ())
+    lengths = (getattr(layer, "cumulative_length", None) for layer in layers)
+    return not any(isinstance(length, torch.Tensor) and length.device.type != "cpu" for length in lengths)
 
 
 def _batch_shape(inputs: Mapping[str, Any]) -> tuple[int, int] | None:

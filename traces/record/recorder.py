@@ -1,6 +1,8 @@
 """Records every token's expert ids into a sink: what to keep, when to write, how to end.
 
-Ids leave the device as one or two bytes each, in whole batches, when the buffer is full.
+Ids are one or two bytes each. Off a GPU they go pass by pass, by a stream of their own through pinned memory,
+and a thread of their own names and writes them: no step waits for either. On the CPU they are named and
+written in whole batches, when the buffer is full.
 
 Shape letters: P places of all rows of a batch (padding included), T recorded tokens, L MoE layers, K top-k.
 """
@@ -25,21 +27,26 @@ from torch import nn
 from placement.errors import InputError
 from placement.runtime.families.protocol import ModelFamily
 from placement.runtime.families.registry import check_layers, family_named, family_of
+from traces.record.background import BackgroundWriter
 from traces.record.hooks import FAILURES, RouterHooks
 from traces.record.labels import given_labels
 from traces.record.numbering import Numbering
 from traces.record.passes import ForwardPass
+from traces.record.pinned import PinnedRing
 from traces.record.sampling import Sampling, kept_sequences
 from traces.record.signals import SignalGuard
 from traces.record.sinks import TraceSink
+from traces.record.tokens import TokenPasses
+from traces.record.transfer import transfer_from
 from traces.trace import UNKNOWN_DOMAIN
 
-__all__ = ["FLUSH_TOKENS", "OnError", "Recorder", "RecordingStopped"]
+__all__ = ["FLUSH_TOKENS", "OnError", "Recorder", "RecordingStopped", "WhenFull", "find_family"]
 
 IntArray = npt.NDArray[np.int64]
 ExpertArray = npt.NDArray[np.unsignedinteger[Any]]
 
 OnError = Literal["raise", "stop-recording"]
+WhenFull = Literal["wait", "drop"]
 
 FLUSH_TOKENS = 1 << 14
 """Tokens after which what was recorded is handed to the sink."""
@@ -59,7 +66,12 @@ class Recorder:
     takes tokens back, positions repeat; where beam search swaps beams, a sequence is a row.
 
     A model inside DistributedDataParallel, FSDP or `torch.compile` is recorded as well. Compile first and
-    attach before the first compiled pass: the compiler does not look at hooks that come later.
+    attach before the first compiled pass: the compiler does not look at hooks that come later. Compiled with
+    CUDA graphs inside (``mode="reduce-overhead"``) it is recorded too: ids are copied after each pass, before
+    the next one reuses their memory. A CUDA graph that you capture yourself is refused, for its replays run
+    no Python: count those with `LoadCounter`, or pause and `flush` before you capture (a capture tolerates no
+    other thread's use of the device). A static cache keeps its length on the device; asking for it at each
+    pass waits for the device, with or without a ring.
 
     Parameters
     ----------
@@ -86,6 +98,12 @@ class Recorder:
     on_error
         What a failure of the recording itself does: ``raise``, or ``stop-recording``, which warns once,
         takes the hooks off, leaves what is written valid and lets the model go on.
+    when_full
+        What to do with a pass on a GPU while the ring is full, because the sink is slower than the model:
+        ``wait`` for room, or ``drop`` it, which `num_dropped` counts.
+    ring
+        Where passes leave the device; by default a pinned one of 64 MiB for what runs on a GPU, and none for
+        the CPU.
 
     Raises
     ------
@@ -106,22 +124,29 @@ class Recorder:
         first_sequence: int = 0,
         flush_tokens: int = FLUSH_TOKENS,
         on_error: OnError = "raise",
+        when_full: WhenFull = "wait",
+        ring: PinnedRing | None = None,
     ) -> None:
         if flush_tokens < 1:
             raise InputError(f"flush_tokens {flush_tokens} must be at least 1")
         if on_error not in ("raise", "stop-recording"):
             raise InputError(f"on_error {on_error!r} is neither 'raise' nor 'stop-recording'")
+        if when_full not in ("wait", "drop"):
+            raise InputError(f"when_full {when_full!r} is neither 'wait' nor 'drop'")
         self._sampling = Sampling(
             every_tokens=sample_every, sequences=sample_sequences, every_steps=every_steps
         )
-        self._family = _family(model, family)
+        self._family = find_family(model, family)
         layers = check_layers(self._family, self._family.moe_layers(model))
         self._sink, self._rank, self._on_error = sink, rank, on_error
         self._flush_tokens = flush_tokens
         self._num_experts = layers[0].num_experts
         self._numbering = Numbering(first_sequence)
+        self._ring, self._when_full = ring, when_full
+        self._writer = BackgroundWriter()
         self._pending: list[ForwardPass] = []
-        self._pending_tokens = self._num_seen = self._num_tokens = 0
+        self._pending_tokens = self._num_taken = self._num_written = 0
+        self._num_seen = self._num_tokens = self._num_dropped = 0
         self._pauses = self._steps = 0
         self._steps_are_told = False
         self._closed = False
@@ -129,14 +154,11 @@ class Recorder:
         self._error: Exception | None = None
         self._guard = SignalGuard(self.close)
         self._followed = ExitStack()
+        self._passes = TokenPasses(
+            self._family, layers, numbering=self._numbering, due=self._is_due, take=self._take
+        )
         self._hooks = RouterHooks(
-            model,
-            self._family,
-            layers,
-            numbering=self._numbering,
-            due=self._is_due,
-            take=self._take,
-            fail=self._fail,
+            model, self._family, layers, begin=self._passes.begin, end=self._passes.end, fail=self._fail
         )
         atexit.register(self.close)
 
@@ -144,6 +166,11 @@ class Recorder:
     def num_tokens(self) -> int:
         """Tokens handed to the sink so far."""
         return self._num_tokens
+
+    @property
+    def num_dropped(self) -> int:
+        """Places (padding included) of passes that were dropped because the ring was full."""
+        return self._num_dropped
 
     @property
     def num_sequences(self) -> int:
@@ -184,7 +211,7 @@ class Recorder:
             By a forward pass whose batch has another shape.
         """
         label = partial(given_labels, sequence_ids, positions, domains)
-        with self._hooks.saying(label, shape):
+        with self._passes.saying(label, shape):
             yield
 
     @contextmanager
@@ -255,6 +282,7 @@ class Recorder:
                 finally:
                     self._sink.close()
         finally:
+            self._writer.drop()
             self._guard.remove()
 
     def __enter__(self) -> Self:
@@ -290,7 +318,8 @@ class Recorder:
     def _give_up(self, exc: Exception) -> None:
         if self._error is not None:
             return
-        lost, self._pending, self._error = self._pending_tokens, [], exc
+        self._pending, self._error = [], exc
+        self._writer.drop()
         if not self._closed:
             self._closed = True
             self._detach()
@@ -299,7 +328,7 @@ class Recorder:
             self._guard.remove()
         warnings.warn(
             f"recording stopped, the model goes on: {exc} ({self._num_tokens} tokens were handed over, "
-            f"up to {lost} are lost)",
+            f"up to {self._num_taken - self._num_written} are lost)",
             RecordingStopped,
             stacklevel=2,
         )
@@ -315,19 +344,58 @@ class Recorder:
 
     def _take(self, done: ForwardPass, num_places: int) -> None:
         with self._guard.held():
+            self._writer.check()
+            if not self._leaves(done):
+                self._num_dropped += num_places
+                return
             self._pending.append(done)
             self._pending_tokens += num_places
+            self._num_taken += num_places
             if self._pending_tokens >= self._flush_tokens:
-                self._flush()
+                self._send()
+
+    def _leaves(self, done: ForwardPass) -> bool:
+        """Let a pass leave the device, where there is a ring for it; `False` if it is dropped."""
+        ids = done.experts_LPK
+        if self._ring is None and ids is not None and ids.is_cuda:
+            self._ring = PinnedRing(transfer_from(ids.device))
+        if self._ring is None or done.leave(self._ring):
+            return True
+        self._send()  # what waits holds room that only writing gives back
+        while self._when_full == "wait":
+            # An empty ring takes any pass, so there is a job to wait for as long as this one finds no room.
+            if not self._writer.wait_for_one():
+                raise InputError("the ring is full of what others put there; give each recorder its own")
+            if done.leave(self._ring):
+                return True
+        return False
+
+    def _send(self) -> None:
+        """Have what was recorded so far written: here, or in the background where passes leave by a ring."""
+        if self._ring is None:
+            self._flush()
+            return
+        pending, self._pending, self._pending_tokens = self._pending, [], 0
+        if pending:
+            self._writer.submit(partial(self._write, pending))
 
     def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        names = [self._numbering.name(one, one.rows) for one in pending if one.rows is not None]
-        kept_P, sequence_T, position_T, domain_T = map(np.concatenate, zip(*names, strict=True))
-        self._hand_over(_experts_of(pending)[kept_P], sequence_T, position_T, domain_T)
-        self._pending_tokens = 0
+        self._writer.wait_for_all()
+        pending, self._pending, self._pending_tokens = self._pending, [], 0
+        if pending:
+            self._write(pending)
+
+    def _write(self, pending: Sequence[ForwardPass]) -> None:
+        try:
+            for one in pending:
+                one.arrive()
+            names = [self._numbering.name(one, one.rows) for one in pending if one.rows is not None]
+            kept_P, sequence_T, position_T, domain_T = map(np.concatenate, zip(*names, strict=True))
+            self._hand_over(_experts_of(pending)[kept_P], sequence_T, position_T, domain_T)
+        finally:
+            for one in pending:
+                one.let_go()
+        self._num_written += len(kept_P)
 
     def _hand_over(
         self, experts_TLK: ExpertArray, sequence_T: IntArray, position_T: IntArray, domain_T: IntArray
@@ -361,7 +429,14 @@ class Recorder:
             )
 
 
-def _family(model: nn.Module, family: ModelFamily | str | None) -> ModelFamily:
+def find_family(model: nn.Module, family: ModelFamily | str | None) -> ModelFamily:
+    """Return a family given, named, or else found out from the model.
+
+    Raises
+    ------
+    InputError
+        If there is no such family, or none is known for the model.
+    """
     if family is None:
         return family_of(model)
     return family_named(family) if isinstance(family, str) else family
