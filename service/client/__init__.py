@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnreachableError,
     )
     from service.client.launcher import Fallback, Fetched, fetch_on_rank_zero, fetch_placement
+    from service.client.placement_client import PlacementClient
     from service.client.results import (
         Deployment,
         DeploymentPlacement,
@@ -48,6 +49,7 @@ _HOME = {
     "InvalidSolveError": "errors",
     "JobFailedError": "errors",
     "NoPlacementYetError": "errors",
+    "PlacementClient": "placement_client",
     "PlacementFile": "results",
     "Solve": "results",
     "Trace": "results",
@@ -73,6 +75,7 @@ __all__ = [
     "InvalidSolveError",
     "JobFailedError",
     "NoPlacementYetError",
+    "PlacementClient",
     "PlacementFile",
     "Solve",
     "Trace",

@@ -14,7 +14,7 @@ from typing import Any
 
 from placement.errors import InputError
 
-__all__ = ["rank_of", "run_id", "run_key", "world_size_of"]
+__all__ = ["local_rank_of", "rank_of", "run_id", "run_key", "world_size_of"]
 
 _RANK = (
     "RANK",
@@ -36,6 +36,8 @@ _WORLD_SIZE = (
     "SKYPILOT_NUM_NODES",
 )
 
+_LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+
 _RUN = ("TORCHELASTIC_RUN_ID", "PET_RDZV_ID", "SKYPILOT_TASK_ID", "SLURM_JOB_ID")
 _ATTEMPT = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "MASTER_PORT")
 """What differs between two starts under one id; torchrun takes another port each time."""
@@ -53,6 +55,17 @@ def rank_of(environment: Mapping[str, str] = os.environ) -> int:
         If a launcher's variable holds no number.
     """
     return _number(environment, _RANK, default=0)
+
+
+def local_rank_of(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the number of this process on its machine; its rank where no launcher says.
+
+    Raises
+    ------
+    InputError
+        If a launcher's variable holds no number.
+    """
+    return _number(environment, _LOCAL_RANK, default=rank_of(environment))
 
 
 def world_size_of(environment: Mapping[str, str] = os.environ) -> int:

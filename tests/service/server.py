@@ -185,7 +185,7 @@ class Server:
         """Processes that compute a job each."""
         return self.pids_of("service.jobs.child")
 
-    def start(self, *, ready_within_s: float = 30.0) -> Server:
+    def start(self, *, ready_within_s: float = 90.0) -> Server:
         """Start it and wait until it says that it is ready (a worker: until its process is there)."""
         self.launch()
         self.wait_ready(ready_within_s)
@@ -206,7 +206,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait_ready(self, within_s: float = 30.0) -> None:
+    def wait_ready(self, within_s: float = 90.0) -> None:
         """Wait for ``/health/ready``; a worker has none and is ready when its process is there."""
         deadline = time.monotonic() + within_s
         while not self._says_ready():

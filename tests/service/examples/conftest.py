@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +30,16 @@ SPEC = {
 }
 
 
-def placement_file(shift: int) -> bytes:
-    """Return the file of a placement of byte16 on four devices, another one for every shift."""
+def placement_file(shift: int, *, devices: int = DEVICES, swapped: bool = False) -> bytes:
+    """Return the file of a placement of byte16, another one for every shift, or with two experts swapped."""
+    map_LS = np.tile(np.roll(np.arange(EXPERTS), shift), (LAYERS, 1))
+    if swapped:
+        map_LS[0, [0, -1]] = map_LS[0, [-1, 0]]
     placement = Placement(
-        physical_to_logical_map_LS=np.tile(np.roll(np.arange(EXPERTS), shift), (LAYERS, 1)),
-        device_of_slot_S=np.repeat(np.arange(DEVICES), EXPERTS // DEVICES),
+        physical_to_logical_map_LS=map_LS,
+        device_of_slot_S=np.repeat(np.arange(devices), EXPERTS // devices),
         num_experts=EXPERTS,
-        num_devices=DEVICES,
+        num_devices=devices,
         model_name="byte16",
     )
     return dump_json(placement_to_dict(placement)).encode()
@@ -48,9 +53,9 @@ class Service:
     client: Client
     deployment: str
 
-    def promote(self, shift: int) -> bytes:
+    def promote(self, shift: int, **options: Any) -> bytes:
         """Promote another placement; return its file."""
-        content = placement_file(shift)
+        content = placement_file(shift, **options)
         self.client.promote(self.deployment, placement=self.client.upload_placement(content))
         return content
 
@@ -87,6 +92,17 @@ def guarded(token: str, tmp_path: Path) -> Iterator[Service]:
         client.put_deployment("chat", SPEC)
         found = Service(url=running.base_url, client=client, deployment="chat")
         found.promote(1)
+        yield found
+
+
+@pytest.fixture
+def training(server: Server, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """Return a deployment of its own for two ranks that share the experts, with one placement."""
+    name = re.sub(r"[^a-z]+", "-", request.node.name).strip("-")
+    with Client(server.base_url) as client:
+        client.put_deployment(name, {**SPEC, "topology": "h100:1x2"})
+        found = Service(url=server.base_url, client=client, deployment=name)
+        found.promote(1, devices=2)
         yield found
 
 

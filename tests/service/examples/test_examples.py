@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,37 +48,52 @@ def down() -> str:
 # torchrun
 
 
-def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Train with torchrun on this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+def launcher(example: str, *arguments: str, processes: int = 2) -> list[str]:
+    """Return the command that trains on this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     rendezvous = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    return run([*launcher, *rendezvous, str(EXAMPLES / "torchrun" / "train.py"), *arguments])
+    return [*torchrun, *rendezvous, str(EXAMPLES / example / "train.py"), *arguments]
 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_torchrun(service: Service, tmp_path: Path) -> None:
-    """Two ranks run with the placement of the service, and post what they counted."""
-    done = torchrun(
-        "--deployment", service.deployment, "--url", service.url, "--steps", "2", "--cache", str(tmp_path)
+@pytest.mark.parametrize("example", ["torchrun", "trainer"])
+def test_training(training: Service, example: str, tmp_path: Path) -> None:
+    """Two ranks run with the placement of the service, post what they counted, and change over."""
+    options = {
+        "MOE_PLACEMENT_DEPLOYMENT": training.deployment,
+        "MOE_PLACEMENT_URL": training.url,
+        "MOE_PLACEMENT_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    found: list[subprocess.CompletedProcess[str]] = []
+    job = threading.Thread(
+        target=lambda: found.append(run(launcher(example, "--steps", "60"), options, cwd=tmp_path))
     )
+    job.start()
+    # Once both ranks have posted a window it is judged.
+    deployment = training.deployment
+    judged = eventually(
+        lambda: (training.client.deployment(deployment).document["drift"] or {}).get("version"),
+        120,
+        what="windows were judged",
+    )
+    assert judged == 1
+    training.promote(1, devices=2, swapped=True)
+    job.join(200)
+    (done,) = found
     assert done.returncode == 0, done.stderr
     assert "placement of the service, version 1" in done.stdout
     assert "step 1 loss" in done.stdout
-    assert (tmp_path / f"{service.deployment}.placement").exists()
-    # Both ranks posted both windows: whatever is posted is complete.
-    drift = eventually(
-        lambda: service.client.deployment(service.deployment).document["drift"], what="windows were judged"
-    )
-    assert drift["version"] == 1
+    assert "version 2" in done.stdout, done.stdout
+    assert (tmp_path / "cache" / f"{training.deployment}.placement").exists()
 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_torchrun_without_the_service(tmp_path: Path) -> None:
+def test_torchrun_without_the_service() -> None:
     """Training starts all the same, with experts in order, and says so."""
-    soon = ("--timeout", "3")
-    done = torchrun("--deployment", "chat", "--url", down(), "--steps", "1", *soon, processes=1)
+    soon = ("--deployment", "chat", "--url", down(), "--timeout", "3")
+    done = run(launcher("torchrun", "--steps", "1", *soon, processes=1))
     assert done.returncode == 0, done.stderr
     assert "placement of the contiguous" in done.stdout
     assert "WARNING: no placement of chat" in done.stderr

@@ -83,7 +83,7 @@ def test_a_time_limit_of_its_own_is_a_success(shop: Shop, trace: str) -> None:
 
 def test_the_services_limit_keeps_the_incumbent(shop: Shop, trace: str) -> None:
     """Past the service's limit the job has timed out, and says so; what it found stands."""
-    with shop.worker(max_solve_seconds=2.5):
+    with shop.worker(max_solve_seconds=6.0):
         job = shop.done(endless(shop, trace))
     assert job.status is JobStatus.TIMED_OUT
     assert job.error is not None
