@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 START_S = 60.0
 """A process imports torch and transformers first."""
 
@@ -78,6 +80,14 @@ class Ranks:
             return RankError(f"rank {rank} died")
         self.close()
         return RankError(f"rank {rank} did not answer in time")
+
+    def num_threads(self) -> int:
+        """Return the threads of the process that has most of them; 0 where all have ended."""
+        counts = [0]
+        for process in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                counts.append(psutil.Process(process.pid).num_threads())
+        return max(counts)
 
     def close(self) -> None:
         """End all processes, at once."""

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ __all__ = [
     "eventually",
     "free_port",
     "listen",
+    "pause_between_transactions",
     "tiny_trace",
     "upload",
 ]
@@ -80,6 +82,28 @@ def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s} s: {what or condition}; last: {found!r}")
         time.sleep(every_s)
+
+
+def pause_between_transactions(pid: int, database_url: str) -> None:
+    """Stop a process while it does not hold SQLite's lock, with which it would keep everybody out."""
+    scheme, _, path = database_url.partition(":///")
+
+    def paused_without_lock() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if scheme != "sqlite":
+            return True
+        connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            return False
+        finally:
+            connection.close()
+        return True
+
+    eventually(paused_without_lock, what=f"process {pid} paused between two transactions")
 
 
 def tiny_trace(

@@ -6,7 +6,7 @@ import pytest
 from ranks import Ranks, ranks
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Return two ranks, alive."""
     with ranks(2, tmp_path_factory.mktemp("ranks")) as started:

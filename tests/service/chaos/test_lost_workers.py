@@ -9,7 +9,15 @@ from typing import Any
 
 import httpx
 
-from tests.service.server import BYTE16, LINEAR, Server, eventually, listen, upload
+from tests.service.server import (
+    BYTE16,
+    LINEAR,
+    Server,
+    eventually,
+    listen,
+    pause_between_transactions,
+    upload,
+)
 
 LEASE_S = 2.0
 
@@ -60,7 +68,7 @@ def test_a_paused_worker_cannot_write_after_its_lease(tmp_path: Path) -> None:
             lambda: (server, other) if server.child_pids else (other, server) if other.child_pids else None
         )
         (child,), (paused,) = first.child_pids, first.worker_pids
-        os.kill(paused, signal.SIGSTOP)
+        pause_between_transactions(paused, server.database)
         try:
             eventually(lambda: second.child_pids, 20, what="the other worker took the job")
         finally:

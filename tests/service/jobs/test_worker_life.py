@@ -11,7 +11,7 @@ import pytest
 from service.state.records import JobStatus
 from tests.service.jobs.worker_support import Shop, endless, eventually
 from tests.service.postgres import Cluster
-from tests.service.server import tiny_trace
+from tests.service.server import pause_between_transactions, tiny_trace
 
 
 def num_dones(shop: Shop, job_id: str) -> int:
@@ -52,7 +52,7 @@ def test_a_silent_workers_job_is_taken_from_it(shop: Shop, trace: str) -> None:
     with shop.worker(lease_seconds=1.0) as first:
         job_id = endless(shop, trace)
         shop.wait_incumbent(job_id)
-        first.send(signal.SIGSTOP)
+        pause_between_transactions(first.process.pid, shop.url)
         with shop.worker(lease_seconds=1.0) as second:
             eventually(lambda: shop.job(job_id).attempt == 2, what="the second attempt")
             first.send(signal.SIGCONT)

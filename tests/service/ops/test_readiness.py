@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.service.postgres import Cluster
-from tests.service.server import Server, eventually
+from tests.service.server import Server, eventually, pause_between_transactions
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_worker_that_dies_or_hangs_is_told(tmp_path: Path) -> None:
         eventually(lambda: reasons(client).keys() == {"worker"}, what="the dead worker is told")
         eventually(lambda: reasons(client) == {}, what="ready again")
         (second,) = server.worker_pids
-        os.kill(second, signal.SIGSTOP)
+        pause_between_transactions(second, server.database)
         eventually(lambda: reasons(client).keys() == {"worker"}, what="the hanging worker is told")
         os.kill(second, signal.SIGCONT)
         eventually(lambda: reasons(client) == {}, what="ready again")
