@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,service,dev]'
-	$(BIN)/python -m traces.compile & traces=$$!; \
-	    $(BIN)/python -m placement.solvers.compile && wait $$traces
+	$(BIN)/python -m placement.solvers.compile search & search=$$!; \
+	    $(BIN)/python -m placement.solvers.compile solvers && $(BIN)/python -m traces.compile && wait $$search
 	touch $(STAMP)
 
 demo: $(STAMP)
