@@ -1,28 +1,16 @@
-"""The page: sections in reading order, one file, nothing fetched.
-
-Plotly's JavaScript is embedded once and every figure's data as JSON. A content security policy lets only
-these very scripts run and forbids every request, so a name in the data can do no harm even if an escape
-were missed.
-"""
+"""The page of a comparison: sections in reading order."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from typing import Any
-
-import plotly.io
-from plotly.offline import get_plotlyjs
 
 from placement.comparison import Comparison
 from placement.io import write_text
 from placement.report import figures, load_map
 from placement.report.answer import Answer, Verdict, answer
+from placement.report.document import Chart, document, omitted
 from placement.report.numbers import capital, percent, plural
 from placement.report.story import Story
 from placement.report.tables import (
@@ -117,7 +105,7 @@ def render_report(
     head = default_title(story) if title is None else title
     entries = {**known, **(provenance or {})}
     sections = (*_introduction(story, head), *_figure_sections(story), *_closing(entries))
-    return _document(head, "\n".join(sections))
+    return document(head, "\n".join(sections))
 
 
 def _introduction(story: Story, title: str) -> Iterator[str]:
@@ -142,67 +130,28 @@ def _answer_section(said: Answer) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Chart:
-    """A figure and its words.
-
-    Parameters
-    ----------
-    name
-        Identifier in the page.
-    title, caption
-        Its heading, and what it shows.
-    figure
-        A plotly figure.
-    controls
-        HTML above the figure.
-    """
-
-    name: str
-    title: str
-    caption: str
-    figure: Any
-    controls: str = ""
-
-    def html(self) -> str:
-        # "<" cannot end the script element early; plotly escapes it too, but that is not its contract.
-        data = plotly.io.to_json(self.figure, validate=False).replace("<", "\\u003c")
-        height = int(self.figure.layout.height)
-        return (
-            f"<section><h2>{escape(self.title)}</h2>{self.controls}\n"
-            f'<figure><div class="chart" id="{self.name}" style="height:{height}px" role="img" '
-            f'aria-label="{escape(self.title)}"></div>'
-            f"<figcaption>{escape(self.caption)}</figcaption></figure>\n"
-            f'<script type="application/json" id="{self.name}-data">{data}</script></section>'
-        )
-
-
-def _omitted(title: str, reason: str) -> str:
-    return f'<section><h2>{escape(title)}</h2><p class="omitted">Left out: {escape(reason)}.</p></section>'
-
-
 def _figure_sections(story: Story) -> Iterator[str]:
     yield _heat_chart(story).html()
     if story.step_known:
         yield _phases_chart(story).html()
         yield _layers_chart(story).html()
     else:
-        yield _omitted("What a step is made of", story.why_step_unknown)
+        yield omitted("What a step is made of", story.why_step_unknown)
     if story.proposed.solution.incumbents:
         yield _gap_chart(story).html()
     else:
-        yield _omitted("How the solve went", "the solve recorded no incumbents")
+        yield omitted("How the solve went", "the solve recorded no incumbents")
     yield _windows_chart(story).html()
 
 
-def _heat_chart(story: Story) -> _Chart:
+def _heat_chart(story: Story) -> Chart:
     before = "" if story.replaced is None else f"{story.replaced.name} (left) and "
     caption = (
         f"Load of each device relative to the mean device, in every held-out window, under {before}"
         f"{story.proposed.name}. Even is pale; a red cell is a device that all others wait for. "
         f"{load_map.grid_of(story).caption}"
     )
-    return _Chart(
+    return Chart(
         name="load-map",
         title="Where the load sits",
         caption=caption.strip(),
@@ -227,8 +176,8 @@ def _layer_selector(story: Story) -> str:
     )
 
 
-def _phases_chart(story: Story) -> _Chart:
-    return _Chart(
+def _phases_chart(story: Story) -> Chart:
+    return Chart(
         name="phases",
         title="What a step is made of",
         caption="Mean over held-out windows, summed over layers: each phase takes as long as its fullest "
@@ -237,10 +186,10 @@ def _phases_chart(story: Story) -> _Chart:
     )
 
 
-def _layers_chart(story: Story) -> _Chart:
+def _layers_chart(story: Story) -> Chart:
     replaced, proposed = story.replaced, story.proposed
     against = "" if replaced is None else f": {replaced.name} (faint, left) against {proposed.name} (right)"
-    return _Chart(
+    return Chart(
         name="layers",
         title="Layer by layer",
         caption=f"The same parts in each MoE layer{against}.",
@@ -248,9 +197,9 @@ def _layers_chart(story: Story) -> _Chart:
     )
 
 
-def _gap_chart(story: Story) -> _Chart:
+def _gap_chart(story: Story) -> Chart:
     solution = story.proposed.solution
-    return _Chart(
+    return Chart(
         name="gap",
         title="How the solve went",
         caption=f"{plural(len(solution.incumbents), 'improvement')} of {story.proposed.name} on the fitted "
@@ -260,8 +209,8 @@ def _gap_chart(story: Story) -> _Chart:
     )
 
 
-def _windows_chart(story: Story) -> _Chart:
-    return _Chart(
+def _windows_chart(story: Story) -> Chart:
+    return Chart(
         name="windows",
         title="How windows differ",
         caption="Box: median and quartiles over held-out windows; whiskers: within 1.5 times the box; "
@@ -273,40 +222,3 @@ def _windows_chart(story: Story) -> _Chart:
 def _closing(provenance: Mapping[str, str]) -> Iterator[str]:
     yield f"<section><h2>How to read this</h2>{definitions(_WORDS, css_class='words')}</section>"
     yield f"<section><h2>Provenance</h2>{definitions(provenance, css_class='provenance')}</section>"
-
-
-def _document(title: str, body: str) -> str:
-    style, script, library = _resource("style.css"), _resource("page.js"), get_plotlyjs()
-    policy = (
-        f"default-src 'none'; script-src {_digest(library)} {_digest(script)}; "
-        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{style}</style>
-<script>{library}</script>
-</head>
-<body>
-<main>
-<noscript><p class="warning">The charts need JavaScript; the answer and the table do not.</p></noscript>
-{body}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _resource(name: str) -> str:
-    return files("placement.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(script: str) -> str:
-    """Return the source expression that lets exactly this script run (CSP level 2)."""
-    return f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
