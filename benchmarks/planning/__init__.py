@@ -1,0 +1,1 @@
+"""The figures of planning, a module for each command."""
