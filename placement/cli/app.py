@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(name="trace", help="Record and inspect routing traces.", no_args_is_help=True)
 app.add_typer(trace_app)
+app.add_typer(import_module("placement.cli.plan").plan_app)
 app.add_typer(import_module("placement.cli.token").token_app)
 
 
