@@ -71,6 +71,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.synthesis
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.distributed --ray
+	$(BIN)/python -m benchmarks.planning.parallelism
+	$(BIN)/python -m benchmarks.planning.cross_dc
+	$(BIN)/python -m benchmarks.planning.hetero
+	$(BIN)/python -m benchmarks.planning.fabric
 	$(BIN)/python -m benchmarks.service
 	$(BIN)/python -m benchmarks.chaos --minutes 5
 

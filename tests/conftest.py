@@ -11,6 +11,7 @@ SLOW = (
     "tests/checkpoint/test_families.py",
     "tests/cli/test_batch_cli.py",
     "tests/cli/test_change_cli.py",
+    "tests/cli/test_plan_",
     "tests/cli/test_spread_cli.py",
     "tests/runtime/loop/",
     "tests/runtime/measure/test_calibrate.py",
