@@ -185,7 +185,7 @@ def page_of(plan: CrossDcPlan) -> PlanPage:
         facts={
             "Network": names,
             "Slowest link": f"{number(load.levels[0].bandwidth * 8 / 1e9)} Gb/s per GPU",
-            "Compression of experts": f"{number(load.compression)}",
+            "Compression of experts": "none" if load.compression == 1 else f"{load.compression:g}-fold",
             "Pass": "forward and backward" if load.training else "forward",
         },
         sections=tuple(sections),
@@ -242,8 +242,9 @@ def _curve_figure(plan: CrossDcPlan, curve: tuple[EvenTimes, ...], level: int) -
         *bars, height=340, barmode="stack", legend=legend_above(), margin={"l": 8, "r": 16, "t": 40, "b": 8}
     )
     best = min(range(len(curve)), key=lambda index: curve[index].step_s)
+    # Bars are placed by their index; a size would be read as one.
     figure.add_annotation(
-        x=sizes[best], y=curve[best].step_s / scale.factor, text="<b>least</b>", showarrow=False, yshift=10
+        x=best, y=curve[best].step_s / scale.factor, text="<b>least</b>", showarrow=False, yshift=10
     )
     members = escape(plan.load.levels[level].name)
     figure.update_xaxes(title=axis_title(f"members of a domain ({members})"), type="category", showgrid=False)

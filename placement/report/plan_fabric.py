@@ -125,12 +125,12 @@ def page_of(plan: FabricPlan, *, title: str = "Fabric plan", traffic: str = "dem
         headline=headline(plan),
         paragraph=paragraph(plan),
         facts={
-            "Servers": number(region.num_servers),
+            "Servers": str(region.num_servers),
             "Ports per server": f"{region.ocs_ports} optical, {region.eps_ports} packet, "
-            f"{number(region.link_gbits)} Gb/s each",
+            f"{region.link_gbits:g} Gb/s each",
             "Optical switch": f"{region.switch.name}, {region.switch.ports} ports, "
             f"{_time(region.switch.reconfiguration_s)} to reconfigure",
-            "Layers": number(plan.num_layers),
+            "Layers": str(plan.num_layers),
         },
         warnings=plan.notes,
         sections=_sections(plan),
@@ -158,12 +158,7 @@ def _sections(plan: FabricPlan) -> tuple[Chart | PlanTable, ...]:
             caption="Number of circuits between each pair of servers; an empty pair uses packet switches.",
             figure=_circuits_figure(plan),
         ),
-        Chart(
-            name="schedule",
-            title="Which circuits are up",
-            caption="At each all-to-all of a step: circuits made for which layer; set once where none.",
-            figure=_schedule_figure(plan),
-        ),
+        *_schedule_chart(plan),
         PlanTable(
             title="Circuits by method",
             caption=f"Summed over {plural(plan.num_layers, 'layer')}; the first two split no pair's bytes.",
@@ -182,6 +177,19 @@ def _sections(plan: FabricPlan) -> tuple[Chart | PlanTable, ...]:
     if plan.placement is not None:
         charts.append(_placement_table(plan))
     return tuple(charts)
+
+
+def _schedule_chart(plan: FabricPlan) -> list[Chart]:
+    """Return the picture of changes; none where circuits are set once, which needs no picture."""
+    if not plan.schedule.num_changes:
+        return []
+    chart = Chart(
+        name="schedule",
+        title="Which circuits are up",
+        caption="At each all-to-all of a step: circuits made for which layer; set once where none.",
+        figure=_schedule_figure(plan),
+    )
+    return [chart]
 
 
 def _placement_table(plan: FabricPlan) -> PlanTable:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 import pytest
 
 from placement.errors import InputError
-from placement.planning.fabric import FabricKind, FabricRegion, Timing, plan_fabric, synthetic_demand
+from placement.planning.fabric import (
+    FabricKind,
+    FabricRegion,
+    OpticalSwitch,
+    Timing,
+    plan_fabric,
+    synthetic_demand,
+)
 from placement.report.plan_fabric import headline, page_of
 from placement.report.plan_page import render_plan
 
@@ -66,3 +74,15 @@ def test_silent_servers_cost_nothing() -> None:
     assert (plan.time_s, plan.gap, plan.schedule.num_changes) == (0.0, 0.0, 0)
     assert plan.to_dict()["fabrics"][0]["steps_per_s_per_dollar"] == 0.0
     assert render_plan(page_of(plan))
+
+
+def test_the_schedule_is_drawn_where_it_changes_anything() -> None:
+    """Circuits that are set once make no picture; numbers of things have no decimals."""
+    # Layer 0 talks between servers 0 and 1, layer 1 between 1 and 2; each server has one circuit.
+    demand = np.zeros((2, 3, 3))
+    demand[0, 0, 1] = demand[0, 1, 0] = demand[1, 1, 2] = demand[1, 2, 1] = 8e9
+    switches = [OpticalSwitch(name="test", ports=64, reconfiguration_s=delay_s) for delay_s in (1e3, 0.0)]
+    kept, changed = (page_of(plan_fabric(replace(REGION, switch=one), demand=demand)) for one in switches)
+    titles = [[section.title for section in page.sections] for page in (kept, changed)]
+    assert ["Which circuits are up" in names for names in titles] == [False, True]
+    assert (kept.facts["Servers"], kept.facts["Layers"]) == ("3", "2")
