@@ -48,6 +48,12 @@ FALL_SHARE, RISE_SHARE = 0.5, 0.7
 LEAST_PRICE, LOWEST_RISE = 1e-5, 1e-4
 """First price to explore with at least, and first one to rise from, as shares of the layer's objective."""
 
+CALL_WORK = 32_000
+"""Work of handing a layer to the compiled loops, 80 microseconds: on tiny layers more than they do there."""
+
+PATIENCE = 200
+"""Falls in a row that find nothing better after which a layer is taken for searched."""
+
 FEW_SCENARIOS = 4
 """Up to so many scenarios nothing is known of how loads vary: states are archived by the objective itself."""
 
@@ -185,6 +191,7 @@ class LayerCurves:
         items = items_on_slots(self.problem, self.start, layer)
         seed = self._seed(layer, attempt)
         fall_layer(*layers, *items, self._home_ED(layer), NOT_MET, 0.0, self.cap, seed, control, *archive)
+        control[WORK] += CALL_WORK
 
     def _rise(self, layer: int, layers: tuple[Layer, Layer], control: Control, archive: Archive) -> None:
         from placement.change.kernels import rise_layer
@@ -202,14 +209,17 @@ class LayerCurves:
 
         layers = self._make_layers(layer)
         archive = self._archive(layer)
-        attempt, half = 1, (control[WORK] + self.work_per_layer) / 2
-        while control[STOP] == 0 and control[WORK] < half:
+        attempt, half, idle = 1, (control[WORK] + self.work_per_layer) / 2, 0
+        while control[STOP] == 0 and control[WORK] < half and idle < PATIENCE:
+            before_M = archive[0].copy()
             self._fall(layer, layers, control, archive, share=1.0, attempt=attempt)
+            idle = 0 if (archive[0] < before_M).any() else idle + 1
             attempt += 1
         # Where one more move wins nothing, nearly any price will do.
         price = max(price, LEAST_PRICE * abs(float(archive[0].min())))
         if price > 0:
-            control[LIMIT] = int(self.work_per_layer)
+            # As much again as the falls took, which is all that is left unless they ran out of finds.
+            control[LIMIT] = int(min(self.work_per_layer, 2 * control[WORK]))
             centre, seed = int(moves_L[layer]), self._seed(layer, attempt)
             explore_layer(*layers, self._home_ED(layer), centre, price, seed, control, *archive)
         self._keep(layer, archive)

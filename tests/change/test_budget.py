@@ -18,7 +18,9 @@ from instances import (
     random_profile,
 )
 
+from placement.change import kernels
 from placement.change.budget import improve_within
+from placement.change.curves import PATIENCE
 from placement.change.divide import divide_budget
 from placement.cost import CostModel
 from placement.errors import InfeasibleError, InputError
@@ -249,3 +251,21 @@ def test_the_knapsack_says_when_a_budget_is_too_small() -> None:
     """A layer that needs two moves has no placement within one."""
     with pytest.raises(ValueError, match="within 1 moves"):
         divide_budget(np.array([[np.inf, np.inf, 1.0]]), 1)
+
+
+def test_a_tiny_problem_is_soon_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing new is found the search ends, whatever effort is left: 2 s allow 20,000 falls."""
+    falls = 0
+
+    def counted(*arguments: object) -> None:
+        nonlocal falls
+        falls += 1
+        fall_layer(*arguments)
+
+    fall_layer = kernels.fall_layer
+    monkeypatch.setattr(kernels, "fall_layer", counted)
+    problem = problem_of(1, experts=4)
+    start = random_placement(np.random.default_rng(1), problem)
+    improve_within(problem, start, max_moves=1, work_s=2.0)
+    # Two layers; in each the patience, once more for every find, of which there are few.
+    assert 2 * PATIENCE < falls < 10 * PATIENCE
