@@ -44,10 +44,10 @@ demo: $(STAMP)
 	@echo "--- done: see $(DEMO)/report.html and $(DEMO)/placement.json"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -rs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -rs
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -rs -m "not model and not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -rs -m "not model and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -24,8 +24,7 @@ from traces.statistics import collect
 from traces.store import write_dataset, write_npz
 from traces.synthesize import synthesize
 
-# One cluster serves all tests; workers of pytest would start one each.
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 WINDOW = 64
 STORE_BYTES = 80 * 2**20
@@ -34,7 +33,7 @@ TRACE = synthesize(num_tokens=5000, num_layers=3, num_experts=8, top_k=2, sequen
 SOURCE = MemorySource(TRACE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Yield a cluster of two nodes with one core each."""
     _import_ray()
@@ -47,7 +46,7 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def executor(cluster: Any) -> Iterator[RayExecutor]:
     """Yield an executor on both nodes."""
     with RayExecutor(cluster.address, modules=[Path(worker_tasks.__file__)]) as executor:

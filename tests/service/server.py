@@ -7,6 +7,7 @@ did, the end of its log is shown.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -57,7 +58,8 @@ TINY_MODEL: dict[str, Any] = {
 
 MARK = "MOE_PLACEMENT_TEST_MARK"
 TAIL_LINES = 40
-POLL_S = 0.02
+POLL_S = 0.05
+"""Looking at all processes takes a few milliseconds, which those under test want too."""
 
 T = TypeVar("T")
 
@@ -246,10 +248,15 @@ class Server:
     def _says_ready(self) -> bool:
         if self.role == "worker":
             return bool(self.worker_pids) or self.pid in [process.pid for process in self.processes()]
+        # Not a client of httpx for each question: its certificates take longer to load than we wait.
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=5.0)
         try:
-            return httpx.get(f"{self.base_url}/health/ready", timeout=5.0, trust_env=False).status_code == 200
-        except httpx.TransportError:
+            connection.request("GET", "/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def client(self, *, token: str | None = None, timeout_s: float = 30.0) -> httpx.Client:
         """Return a client of this server, to be closed by the caller."""

@@ -19,7 +19,7 @@ from placement.runtime.migration.setup import Options
 from placement.runtime.parallel.mesh import Mesh
 from placement.runtime.parallel.model import expert_parallel
 
-pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 TOLERANCE = 1e-5
 

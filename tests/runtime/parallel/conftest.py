@@ -10,7 +10,7 @@ MOST_THREADS = 48
 """A process group never gives its threads back, and each wakes up a hundred times a second."""
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def group_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Ranks]]:
     """Return the ranks of a world size, alive and rested; whoever kills one gets new ones the next time."""
     started: dict[int, Ranks] = {}

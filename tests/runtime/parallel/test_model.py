@@ -19,7 +19,7 @@ from placement.runtime.parallel.mesh import Mesh
 from placement.runtime.parallel.model import Execution, expert_parallel
 from placement.runtime.tiny import tiny_model
 
-pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 GroupOf = Callable[[int], Ranks]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.service.chaos.engine import run_on_postgres, run_on_sqlite
 from tests.service.postgres import Cluster
 
-SECONDS = 15.0
+SECONDS = 10.0
+"""``python -m benchmarks.chaos`` runs as long as is wanted."""
 SEED = 7
 
 
