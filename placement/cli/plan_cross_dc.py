@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from placement.cli.inputs import JsonOption
-from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell
+from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell, text_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,12 +45,4 @@ def _text(plan: CrossDcPlan) -> list[RenderableType]:
 
 
 def _table(table: PlanTable) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
-    for index, row in enumerate(table.rows):
-        shown.add_row(*(Text(text) for text in row), style="bold" if index == table.marked else None)
-    return shown
+    return text_table(table.columns, table.rows, title=table.title, marked=table.marked)

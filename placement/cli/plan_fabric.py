@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from placement.cli.inputs import JsonOption
-from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell
+from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell, text_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,17 +38,13 @@ def plan_fabric(
 
 
 def _text(task: FabricTask) -> list[RenderableType]:
-    from rich.table import Table
-
     from placement.report.plan_fabric import fabric_rows, headline, method_rows, paragraph
 
     plan = task.plan
-    parts: list[RenderableType] = [headline(plan), paragraph(plan), *plan.notes]
-    for title, (columns, rows) in (("Circuits", method_rows(plan)), ("Fabrics", fabric_rows(plan))):
-        table = Table(title=title, title_justify="left")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in rows:
-            table.add_row(*row)
-        parts.append(table)
-    return parts
+    tables = (("Circuits", method_rows(plan)), ("Fabrics", fabric_rows(plan)))
+    return [
+        headline(plan),
+        paragraph(plan),
+        *plan.notes,
+        *(text_table(columns, rows, title=title) for title, (columns, rows) in tables),
+    ]

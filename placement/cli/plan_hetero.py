@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from placement.cli.inputs import JsonOption, warn
-from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell
+from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell, text_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,21 +49,14 @@ def plan_hetero(
 
 
 def _text(plan: HeteroPlan) -> list[RenderableType]:
-    from rich.table import Table
-
     from placement.report.plan_hetero import contender_rows, headline, paragraph
 
-    table = Table(box=None, pad_edge=False)
     columns, rows = contender_rows(plan)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place in (0, len(columns) - 1) else "right")
-    for row in rows:
-        table.add_row(*row)
     held = ", ".join(map(str, plan.answer.own_count_L))
     return [
         headline(plan),
         paragraph(plan),
         f"Experts on attention devices, layer by layer: {held} of {plan.job.num_experts}",
         "",
-        table,
+        text_table(columns, rows, left=(0, len(columns) - 1)),
     ]

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from placement.cli.inputs import FromOption, JsonOption
-from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell
+from placement.cli.planning import HtmlOption, OutputOption, SpecArgument, TraceOption, tell, text_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from placement.planning.parallelism import ParallelismPlan
 
@@ -53,22 +52,10 @@ def _text(plan: ParallelismPlan, top: int) -> list[RenderableType]:
     from placement.report.plan_parallelism import headline, paragraph, rejected_line, strategy_rows
 
     columns, rows = strategy_rows(plan, top)
-    parts: list[RenderableType] = [headline(plan), paragraph(plan), _table(columns, rows)]
+    parts: list[RenderableType] = [headline(plan), paragraph(plan), text_table(columns, rows)]
     if plan.best.placed is not None:
         from placement.report.plan_parallelism import policy_rows
 
-        parts.append(_table(*policy_rows(plan.best.placed)))
+        parts.append(text_table(*policy_rows(plan.best.placed)))
     parts.append(rejected_line(plan))
     return parts
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(text) for text in row))
-    return table

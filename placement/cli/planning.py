@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from placement.report.plan_page import PlanPage
 
-__all__ = ["HtmlOption", "OutputOption", "Plan", "SpecArgument", "TraceOption", "tell"]
+__all__ = ["HtmlOption", "OutputOption", "Plan", "SpecArgument", "TraceOption", "tell", "text_table"]
 
 SpecArgument = Annotated[
     Path, typer.Argument(help="What to plan, YAML; examples/plans has one of each.", show_default=False)
@@ -79,4 +79,37 @@ def _print(parts: list[RenderableType]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
     console = Console(width=width)
     for part in parts:
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        # What comes from files is text: brackets in it are no markup.
+        console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
+
+
+def text_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    marked: int | None = None,
+    left: Collection[int] = (0,),
+) -> RenderableType:
+    """Return a table of plain texts for a terminal.
+
+    Parameters
+    ----------
+    columns, rows
+        Heads, and the texts beneath them.
+    title
+        What stands above it.
+    marked
+        Index of the row to show in bold.
+    left
+        Columns that begin at the left; all others are numbers.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index in left else "right", overflow="fold")
+    for index, row in enumerate(rows):
+        table.add_row(*(Text(text) for text in row), style="bold" if index == marked else None)
+    return table
