@@ -417,11 +417,14 @@ def _are_scattered(scans: Sequence[_Scan]) -> bool:
 
 
 def _without_copies(scans: Sequence[_Scan]) -> list[_Scan]:
-    """Leave out ranks that recorded what an earlier rank did, as ranks of one tensor-parallel group do."""
-    contents: dict[int, list[tuple[int, str]]] = {}
+    """Leave out ranks that recorded what an earlier rank did, as ranks of one tensor-parallel group do.
+
+    They read the same text, too: short recordings of few experts may agree in routing by chance.
+    """
+    contents: dict[int, list[tuple[int, str, str]]] = {}
     for scan in scans:
-        contents.setdefault(scan.rank, []).append((scan.first, scan.content))
-    first_of: dict[tuple[tuple[int, str], ...], int] = {}
+        contents.setdefault(scan.rank, []).append((scan.first, scan.content, scan.batch))
+    first_of: dict[tuple[tuple[int, str, str], ...], int] = {}
     for rank in sorted(contents):
         first_of.setdefault(tuple(sorted(contents[rank])), rank)
     return [scan for scan in scans if scan.rank in first_of.values()]

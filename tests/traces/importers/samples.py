@@ -230,6 +230,11 @@ class _Server:
         self.running += [(number, first + length) for number, first, length in whole]
         return settled
 
+    def _text(self, step: int, count: int) -> list[int]:
+        """Return ids of a vocabulary: no two ranks read the same text."""
+        text = np.random.default_rng((self.recording.seed, self.rank, step))
+        return [int(one) for one in text.integers(1, 50_000, count)]
+
     def _record(
         self, step: int, sequence: IntArray, position: IntArray, lengths: list[int] | None, mode: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -251,7 +256,7 @@ class _Server:
             "forward_pass_id": step + 3,
             "rank": self.rank,
             "gatherer_key": "primary",
-            "input_ids": [7] * (count + about.padding),
+            "input_ids": [*self._text(step, count), *[0] * about.padding],
             "positions": [*position.tolist(), *[0] * about.padding],
             "extend_seq_lens": lengths,
             "forward_mode": mode,

@@ -266,6 +266,20 @@ def test_ranks_of_one_tensor_parallel_group_count_once(
     assert "several ranks recorded the same tokens" in caplog.text
 
 
+def test_ranks_that_route_alike_by_chance_all_count(tmp_path: Path) -> None:
+    """Short texts of a few experts may be routed alike; ranks that read other texts are other ranks."""
+    recording = SglangRecording(num_ranks=1)
+    others = [
+        {**record, "rank": 1, "input_ids": [token + 1 for token in record["input_ids"]]}
+        for record in recording.records[0]
+    ]
+    recording.records.append(others)
+    trace = read_all(opened(write_sglang_ranks(recording, tmp_path / "dump")))
+    assert trace.num_tokens == 2 * recording.expected.num_tokens
+    assert trace.rank_T is not None
+    assert sorted(set(trace.rank_T.tolist())) == [0, 1]
+
+
 def test_ranks_that_split_a_batch_do_not_know_positions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
