@@ -48,7 +48,7 @@ class Options:
         Transfer while the model runs, if its weights do not change meanwhile.
     chunk_bytes
         Bytes that a rank receives at a time, at most, and in each step where copies overlap with the model;
-        default: one expert, or 128 MiB of small ones.
+        default: one expert, or 256 MiB of small ones.
     """
 
     staging: int = 1

@@ -27,8 +27,8 @@ __all__ = [
 Content: TypeAlias = tuple[tuple[int, ...], ...]
 """Layer, expert, tensor, start and end of each piece of a message."""
 
-STAGE_BYTES = 128 * 2**20
-"""Enough for a link to reach its rate, and over within a millisecond."""
+STAGE_BYTES = 256 * 2**20
+"""Enough for a link to reach its rate while the host prepares the next stage; over in about a millisecond."""
 
 ALIGNMENT = 16
 """Bytes at whose multiples pieces and messages begin."""
