@@ -50,6 +50,9 @@ def evaluate(
     sample: SampleOption = None,
     source_format: FromOption = None,
     physical_map: PhysicalMapOption = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Report with pictures to write.", show_default=False)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Score PLACEMENT on TRACE: predicted step cost, its parts, balance, fanout, hops."""
@@ -74,6 +77,15 @@ def evaluate(
     ).problem(device_of_slot_S=chosen.device_of_slot_S)
     breakdown = CostModel(problem).evaluate(chosen)
     report = evaluation_report(problem, breakdown, read)
+    if html is not None:
+        from placement.report.evaluation import write_evaluation
+
+        told = {
+            "placement": placement.name,
+            "trace": f"{Path(trace).name} ({read.digest})",
+            "window": f"{int(problem.profile.window_tokens_W[0])} tokens",
+        }
+        write_evaluation(problem, chosen, html, trace=read.digest, provenance=told)
     typer.echo(dump_json(report) if json else _lines(breakdown))
 
 

@@ -13,7 +13,7 @@ from placement.comparison import FEW_WINDOWS, PolicyResult
 from placement.cost import CostBreakdown
 from placement.problem import Objective, Semantics
 from placement.report.numbers import PER_CENT, capital, number, percent, plural
-from placement.report.story import Story, relative_change
+from placement.report.story import PROPOSED, Story, relative_change
 
 __all__ = ["LEAST_GAIN", "Answer", "Verdict", "answer"]
 
@@ -73,7 +73,7 @@ def answer(story: Story) -> Answer:
 
 
 def _verdict(story: Story) -> Verdict:
-    rival = story.replaced
+    rival = _judged_against(story)
     gain = None if rival is None else story.gain_over(rival)
     if rival is None or gain is None:
         return Verdict.UNKNOWN
@@ -85,19 +85,62 @@ def _verdict(story: Story) -> Verdict:
     return Verdict.WORTH_IT
 
 
+def _judged_against(story: Story) -> PolicyResult | None:
+    """Return the reference, or a baseline that leaves too little to gain."""
+    gains = [(story.gain_over(rival), rival) for rival in story.rivals]
+    small = [(gain, place) for place, (gain, _) in enumerate(gains) if gain is not None and gain < LEAST_GAIN]
+    return gains[min(small)[1]][1] if small else story.replaced
+
+
 def _headline(story: Story, verdict: Verdict) -> str:
-    name, rival, label = story.proposed.name, story.replaced, story.objective_label
+    rival, label = _judged_against(story), _plain_label(story)
     gain = None if rival is None else story.gain_over(rival)
     if rival is None or gain is None:
         value = _with_unit(story, story.proposed.held_out.objective)
-        return f"{name}: {label} {value} on held-out windows, with nothing to compare it to"
-    move = f"oving experts from {rival.name} to {name}"
-    if verdict is not Verdict.NOT_WORTH_IT:
-        return f"M{move} lowers {label} by {percent(gain)} on held-out windows"
-    if abs(gain) < UNSEEN:
-        return f"Not worth it: m{move} leaves {label} as it is on held-out windows"
-    change = f"lowers {label} by only" if gain > 0 else f"raises {label} by"
-    return f"Not worth it: m{move} {change} {percent(abs(gain))} on held-out windows"
+        return f"{story.proposed.name}: {label} {value} on held-out windows, with nothing to compare it to"
+    this, against = _this_placement(story), f"against {_spoken(rival)}"
+    if verdict is Verdict.NOT_WORTH_IT:
+        small = f"leaves {label} as it is" if abs(gain) < UNSEEN else (
+            f"{'cuts' if gain > 0 else 'raises'} {label} by {'only ' if gain > 0 else ''}{percent(abs(gain))}"
+        )  # fmt: skip
+        return f"Not worth it: {this} {small} {against}{_gap_clause(story)}"
+    interval = story.interval_over(rival)
+    known = "" if interval is None else f", interval {_interval(interval)}"
+    expected = "is expected to cut" if verdict is Verdict.WORTH_IT else "may cut"
+    doubt = ""
+    if verdict is Verdict.UNCERTAIN:
+        few = story.comparison.few_windows
+        doubt = ", on too few windows to be sure" if few else ", which cannot be told from noise"
+    return (
+        f"{capital(this)} {expected} {label} by {percent(gain)} {against}{known}{doubt}{_gap_clause(story)}"
+    )
+
+
+def _plain_label(story: Story) -> str:
+    """Return the objective for somebody who has not seen it before."""
+    label = story.objective_label
+    plain = {
+        "predicted step time": "MoE step time",
+        "predicted step cost": "MoE step cost",
+        "balance": "the fullest device's load (balance)",
+        "fanout": "the devices that a token visits (fanout)",
+    }
+    return plain.get(label, label)
+
+
+def _this_placement(story: Story) -> str:
+    return "this placement" if story.proposed.name == PROPOSED else f"the placement of {story.proposed.name}"
+
+
+def _spoken(rival: PolicyResult) -> str:
+    return {"eplb": "EPLB", "contiguous": "experts in order (contiguous)"}.get(rival.name, rival.name)
+
+
+def _gap_clause(story: Story) -> str:
+    """Say how far the best may be: certified on the fitted windows, so it is claimed for these alone."""
+    gap = story.gap_of(story.proposed)
+    far = "no placement is better" if gap < UNSEEN else f"it is at most {percent(gap)} from the best possible"
+    return f"; on the traffic that it was fitted to, {far}"
 
 
 def _objective_sentence(story: Story) -> str:
@@ -123,7 +166,16 @@ def _compared(story: Story, rival: PolicyResult) -> str:
     before, after = (story.objective_scale.text(r.held_out.objective) for r in (rival, story.proposed))
     interval = story.interval_over(rival)
     certainty = "" if interval is None else f"; 95 % interval of the gain {_interval(interval)}"
+    certainty += _likeness(story, rival) if interval is not None else ""
     return f"{text} ({before} to {after} {story.objective_scale.unit}{certainty})"
+
+
+def _likeness(story: Story, rival: PolicyResult) -> str:
+    """Say where neighbouring windows resemble each other, which widens the interval."""
+    effective, windows = story.effective_windows_over(rival), story.comparison.num_held_out_windows
+    if effective > 0.9 * windows:
+        return ""
+    return f", for which windows that resemble their neighbours count as {effective:,.0f} independent ones"
 
 
 def _interval(interval: tuple[float, float]) -> str:

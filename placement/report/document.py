@@ -1,8 +1,8 @@
 """One self-contained HTML file: nothing is fetched, only these very scripts run.
 
-Plotly's JavaScript is embedded once and every figure's data as JSON. A content security policy lets only
-these very scripts run and forbids every request, so a name in the data can do no harm even if an escape
-were missed.
+Plotly's JavaScript (the part for two axes) is embedded once and every figure's data as JSON. A content
+security policy lets only these very scripts run and forbids every request, so a name in the data can do no
+harm even if an escape were missed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from importlib.resources import files
 from typing import Any
 
 import plotly.io
-from plotly.offline import get_plotlyjs
 
-__all__ = ["Chart", "document", "omitted"]
+from placement.report.chart_numbers import ChartNumbers, numbers_of
+
+__all__ = ["PLOTLY", "Chart", "document", "omitted", "resource"]
+
+PLOTLY = "vendor/plotly-cartesian.min.js"
+"""The part of plotly.js that draws on two axes, as npm's plotly.js-cartesian-dist-min brings it: a third of
+the whole. Its version is that of the whole one in the Python package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,10 @@ class Chart:
         A plotly figure.
     controls
         HTML above the figure.
+    numbers
+        The numbers behind it; by default those of the figure, where a table can hold them.
+    choices
+        JSON of what the controls put into the figure; read by `page.js`.
     """
 
     name: str
@@ -41,18 +50,37 @@ class Chart:
     caption: str
     figure: Any
     controls: str = ""
+    numbers: ChartNumbers | None = None
+    choices: str = ""
 
     def html(self) -> str:
         """Return the section: heading, figure, caption, and the figure's data."""
         # "<" cannot end the script element early; plotly escapes it too, but that is not its contract.
-        data = plotly.io.to_json(self.figure, validate=False).replace("<", "\\u003c")
+        data = plotly.io.to_json(self.figure, validate=False)
+        if self.choices:
+            data = f'{data[:-1]},"choices":{self.choices}}}'
+        data = data.replace("<", "\\u003c")
+        said = escape(f"{self.title}: {self.caption}")
         height = int(self.figure.layout.height)
         return (
             f"<section><h2>{escape(self.title)}</h2>{self.controls}\n"
             f'<figure><div class="chart" id="{self.name}" style="height:{height}px" role="img" '
-            f'aria-label="{escape(self.title)}"></div>'
+            f'aria-label="{said}"></div>'
             f"<figcaption>{escape(self.caption)}</figcaption></figure>\n"
+            f'<div class="tools">{self._numbers()}'
+            f'<button type="button" data-save="{self.name}" hidden>Save picture'
+            f'<span class="aside"> of {escape(self.title)}</span></button></div>\n'
             f'<script type="application/json" id="{self.name}-data">{data}</script></section>'
+        )
+
+    def _numbers(self) -> str:
+        numbers = numbers_of(self.figure) if self.numbers is None else self.numbers
+        if numbers is None:
+            return ""
+        label = f"Numbers of {self.title}"
+        return (
+            f'<details><summary>Numbers<span class="aside"> of {escape(self.title)}</span></summary>'
+            f"{numbers.html(label)}</details>"
         )
 
 
@@ -63,9 +91,9 @@ def omitted(title: str, reason: str) -> str:
 
 def document(title: str, body: str) -> str:
     """Return the whole page: HTML of a body under a title (plain text), with style, scripts and policy."""
-    style, script, library = _resource("style.css"), _resource("page.js"), get_plotlyjs()
+    scripts = [resource(name) for name in (PLOTLY, "charts.js", "page.js")]
     policy = (
-        f"default-src 'none'; script-src {_digest(library)} {_digest(script)}; "
+        f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     return f"""<!DOCTYPE html>
@@ -76,21 +104,23 @@ def document(title: str, body: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{style}</style>
-<script>{library}</script>
+<style>{resource("style.css")}</style>
+<script>{scripts[0]}</script>
 </head>
 <body>
 <main>
 <noscript><p class="warning">The charts need JavaScript; the answer and the table do not.</p></noscript>
 {body}
 </main>
-<script>{script}</script>
+<script>{scripts[1]}</script>
+<script>{scripts[2]}</script>
 </body>
 </html>
 """
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return a file that pages are made of: style sheet, scripts, plotly (`PLOTLY`)."""
     return files("placement.report").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -1,71 +1,39 @@
-// Draws every chart from the JSON beside it, in the colours of the style sheet, and switches layers.
+// Draws every chart from the JSON beside it, puts other layers into the load map, and saves pictures.
 (() => {
   "use strict";
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const figures = new Map();
 
-  // One look for all figures, taken from the style sheet so that it follows the theme.
-  const template = () => {
-    const axis = {
-      automargin: true,
-      ticklabelstandoff: 6,
-      exponentformat: "none",
-      separatethousands: true,
-      gridcolor: colour("--grid"),
-      linecolor: colour("--line"),
-      zerolinecolor: colour("--line"),
-      tickcolor: colour("--line"),
-      title: { standoff: 10, font: { size: 13 } },
-    };
-    return {
-      layout: {
-        font: { family: colour("--font"), size: 13, color: colour("--text") },
-        paper_bgcolor: "rgba(0,0,0,0)",
-        plot_bgcolor: "rgba(0,0,0,0)",
-        hoverlabel: {
-          bgcolor: colour("--panel"),
-          bordercolor: colour("--line"),
-          font: { color: colour("--text") },
-        },
-        modebar: {
-          bgcolor: "rgba(0,0,0,0)",
-          color: colour("--muted"),
-          activecolor: colour("--text"),
-        },
-        // A finger that drags wants to scroll.
-        dragmode: matchMedia("(hover: none)").matches ? false : "zoom",
-        separators: ".,",
-        xaxis: axis,
-        yaxis: axis,
-      },
-    };
-  };
-
-  const config = {
-    responsive: true,
-    displaylogo: false,
-    // Saving a picture is the one button; sharing would send the data to a server.
-    modeBarButtons: [["toImage"]],
-    showSendToCloud: false,
-    plotlyServerURL: "",
-  };
-
-  const charts = [...document.querySelectorAll(".chart")];
-
-  for (const chart of charts) {
-    const spec = JSON.parse(document.getElementById(`${chart.id}-data`).textContent);
-    Plotly.newPlot(chart, spec.data, { ...spec.layout, template: template() }, config);
+  for (const chart of document.querySelectorAll(".chart")) {
+    const figure = JSON.parse(document.getElementById(`${chart.id}-data`).textContent);
+    figures.set(chart.id, figure);
+    Charts.draw(chart, figure);
   }
 
+  // The maps of all layers: a byte for each cell, in steps of the mean load.
+  const maps = ({ step, shape, bytes }, layer) => {
+    const [policies, layers, rows, columns] = shape;
+    const cells = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
+    return Array.from({ length: policies }, (_, policy) =>
+      Array.from({ length: rows }, (_, row) => {
+        const start = ((policy * layers + layer) * rows + row) * columns;
+        return Array.from(cells.subarray(start, start + columns), (count) => count * step);
+      }),
+    );
+  };
+
   for (const selector of document.querySelectorAll("select[data-chart]")) {
-    const chart = document.getElementById(selector.dataset.chart);
+    const figure = figures.get(selector.dataset.chart);
     selector.addEventListener("change", () => {
-      const layer = Number(selector.value);
-      Plotly.restyle(chart, { visible: chart.data.map((trace) => trace.meta.layer === layer) });
+      const shown = maps(figure.choices, Number(selector.value));
+      const data = figure.data.map((trace, place) => ({ ...trace, z: shown[place] }));
+      Charts.draw(document.getElementById(selector.dataset.chart), { ...figure, data });
     });
   }
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const chart of charts) Plotly.relayout(chart, { template: template() });
-  });
+  for (const button of document.querySelectorAll("button[data-save]")) {
+    button.hidden = false;
+    const name = button.dataset.save;
+    button.addEventListener("click", () => Charts.save(document.getElementById(name), name));
+  }
 })();

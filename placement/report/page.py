@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from html import escape
 
 from placement.comparison import Comparison
 from placement.io import write_text
-from placement.report import figures, load_map
 from placement.report.answer import Answer, Verdict, answer
+from placement.report.chart_numbers import ChartNumbers
 from placement.report.document import Chart, document, omitted
-from placement.report.numbers import capital, percent, plural
+from placement.report.figures import load_map
+from placement.report.figures.comparison import gap_figure, layers_figure, phases_figure, windows_figure
+from placement.report.numbers import capital, number, percent, plural
 from placement.report.story import Story
 from placement.report.tables import (
     default_title,
@@ -22,7 +26,7 @@ from placement.report.tables import (
     skipped_list,
 )
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["PRIMER", "closing", "figure_sections", "render_report", "write_report"]
 
 _VERDICT_CLASS = {
     Verdict.WORTH_IT: "good",
@@ -30,6 +34,17 @@ _VERDICT_CLASS = {
     Verdict.NOT_WORTH_IT: "bad",
     Verdict.UNKNOWN: "unsure",
 }
+
+PRIMER = (
+    "A Mixture-of-Experts model sends each token to a few of its experts, and the experts of a layer live on "
+    "different devices (GPUs). A step waits for the device with the most work and for tokens to travel; so "
+    "where experts live decides how long the MoE part of a step takes."
+)
+
+_COMPARED = (
+    "Here, ways of placing experts are compared on recorded traffic that none of them was fitted to. Times "
+    "are predictions of a cost model."
+)
 
 _WORDS = {
     "window": "A run of consecutive tokens, one scenario of load. A step is as slow as its fullest device in "
@@ -48,9 +63,11 @@ _WORDS = {
     "gap": "(objective \N{MINUS SIGN} lower bound) / objective on the fitted windows. The bound holds for "
     "every placement, so a small gap means that more search cannot help much; a large one may be the "
     "bound's weakness.",
-    "95 % interval": "Where the true gain lies, judged by how much the gain differs between held-out "
-    "windows (Student's t on the ratio). Windows count as independent; long bursts of one kind of text make "
-    "it too narrow.",
+    "interval": "Where the true gain lies with 95 % confidence, judged by how much the gain differs between "
+    "held-out windows (Student's t on the ratio). Windows that resemble their neighbours count as fewer; "
+    "traffic of a kind that the trace does not have is not covered.",
+    "EPLB": "The balancer of experts that DeepSeek published and inference engines bring: it evens out "
+    "average load. The figures are against it; “contiguous”, experts in order, is what engines do without.",
     "moving": "Moving experts costs transfer time, which is not in these figures; "
     "the command “moe-placement diff” says how many bytes move, and in how many seconds.",
 }
@@ -104,7 +121,12 @@ def render_report(
     known = provenance_of(story)
     head = default_title(story) if title is None else title
     entries = {**known, **(provenance or {})}
-    sections = (*_introduction(story, head), *_figure_sections(story), *_closing(entries))
+    sections = (
+        *_introduction(story, head),
+        *figure_sections(story),
+        _policies_section(story),
+        *closing(_WORDS, entries),
+    )
     return document(head, "\n".join(sections))
 
 
@@ -112,7 +134,11 @@ def _introduction(story: Story, title: str) -> Iterator[str]:
     said = answer(story)
     yield f"<header><h1>{escape(title)}</h1>\n{definitions(facts(story), css_class='facts')}</header>"
     yield _answer_section(said)
-    yield (
+    yield f'<p class="primer">{escape(PRIMER)} {escape(_COMPARED)}</p>'
+
+
+def _policies_section(story: Story) -> str:
+    return (
         "<section><h2>All policies</h2>"
         '<p class="note">Held-out windows in bold, <small>the fitted windows beneath</small>. '
         f"{'' if story.replaced is None else 'Lower is better, except for “Windows won”.'}</p>\n"
@@ -130,7 +156,8 @@ def _answer_section(said: Answer) -> str:
     )
 
 
-def _figure_sections(story: Story) -> Iterator[str]:
+def figure_sections(story: Story) -> Iterator[str]:
+    """Yield the pictures of a story, those that cannot be drawn with the reason."""
     yield _heat_chart(story).html()
     if story.step_known:
         yield _phases_chart(story).html()
@@ -139,7 +166,7 @@ def _figure_sections(story: Story) -> Iterator[str]:
         yield omitted("What a step is made of", story.why_step_unknown)
     if story.proposed.solution.incumbents:
         yield _gap_chart(story).html()
-    else:
+    elif story.solved:
         yield omitted("How the solve went", "the solve recorded no incumbents")
     yield _windows_chart(story).html()
 
@@ -147,16 +174,37 @@ def _figure_sections(story: Story) -> Iterator[str]:
 def _heat_chart(story: Story) -> Chart:
     before = "" if story.replaced is None else f"{story.replaced.name} (left) and "
     caption = (
-        f"Load of each device relative to the mean device, in every held-out window, under {before}"
+        f"Load of each device relative to the mean device, in every {story.window}, under {before}"
         f"{story.proposed.name}. Even is pale; a red cell is a device that all others wait for. "
         f"{load_map.grid_of(story).caption}"
-    )
+    ).strip()
+    cells, step = load_map.packed_maps(story)
+    caption += "" if step <= 0.01 else f" Loads are to the nearest {percent(step, digits=0)} of the mean."
+    choices = {
+        "step": step,
+        "shape": list(cells.shape),
+        "bytes": b64encode(cells.tobytes()).decode(),
+    }
     return Chart(
         name="load-map",
         title="Where the load sits",
-        caption=caption.strip(),
+        caption=caption,
         figure=load_map.heat_figure(story),
         controls=_layer_selector(story),
+        numbers=_balance_numbers(story),
+        choices=json.dumps(choices, separators=(",", ":")),
+    )
+
+
+def _balance_numbers(story: Story) -> ChartNumbers:
+    """Return the balance of every layer: what the maps show, in a number each."""
+    balance_PL = [result.held_out.balance_WL.mean(axis=0).tolist() for result in story.contrast]
+    return ChartNumbers(
+        columns=("layer", *(f"balance, {result.name}" for result in story.contrast)),
+        rows=tuple(
+            (story.layer_label(layer), *map(number, balances))
+            for layer, balances in enumerate(zip(*balance_PL, strict=True))
+        ),
     )
 
 
@@ -180,9 +228,9 @@ def _phases_chart(story: Story) -> Chart:
     return Chart(
         name="phases",
         title="What a step is made of",
-        caption="Mean over held-out windows, summed over layers: each phase takes as long as its fullest "
+        caption=f"Mean over {story.windows}, summed over layers: each phase takes as long as its fullest "
         "device (experts) or link (dispatch, combine).",
-        figure=figures.phases_figure(story),
+        figure=phases_figure(story),
     )
 
 
@@ -193,7 +241,24 @@ def _layers_chart(story: Story) -> Chart:
         name="layers",
         title="Layer by layer",
         caption=f"The same parts in each MoE layer{against}.",
-        figure=figures.layers_figure(story),
+        figure=layers_figure(story),
+        numbers=_layer_numbers(story),
+    )
+
+
+def _layer_numbers(story: Story) -> ChartNumbers:
+    scale = story.step_scale
+    parts = {
+        f"{phase}, {result.name} ({scale.unit})": getattr(result.held_out, f"{phase}_WL").mean(axis=0)
+        for result in story.contrast
+        for phase in ("experts", "dispatch", "combine")
+    }
+    return ChartNumbers(
+        columns=("layer", *parts),
+        rows=tuple(
+            (story.layer_label(layer), *(scale.text(float(part_L[layer])) for part_L in parts.values()))
+            for layer in range(story.comparison.problem.num_layers)
+        ),
     )
 
 
@@ -203,9 +268,9 @@ def _gap_chart(story: Story) -> Chart:
         name="gap",
         title="How the solve went",
         caption=f"{plural(len(solution.incumbents), 'improvement')} of {story.proposed.name} on the fitted "
-        f"windows; the last, by {solution.incumbents[-1].solver}, leaves a gap of "
-        f"{percent(solution.incumbents[-1].gap)} to the lower bound.",
-        figure=figures.gap_figure(story),
+        f"windows, the last by {solution.incumbents[-1].solver}. At the end the best possible was proved to "
+        f"be at most {percent(story.gap_of(story.proposed))} lower.",
+        figure=gap_figure(story),
     )
 
 
@@ -213,12 +278,13 @@ def _windows_chart(story: Story) -> Chart:
     return Chart(
         name="windows",
         title="How windows differ",
-        caption="Box: median and quartiles over held-out windows; whiskers: within 1.5 times the box; "
+        caption=f"Box: median and quartiles over {story.windows}; whiskers: within 1.5 times the box; "
         "dots: single windows.",
-        figure=figures.windows_figure(story),
+        figure=windows_figure(story),
     )
 
 
-def _closing(provenance: Mapping[str, str]) -> Iterator[str]:
-    yield f"<section><h2>How to read this</h2>{definitions(_WORDS, css_class='words')}</section>"
+def closing(words: Mapping[str, str], provenance: Mapping[str, str]) -> Iterator[str]:
+    """Yield the sections at a page's end: what words mean, where numbers come from."""
+    yield f"<section><h2>How to read this</h2>{definitions(words, css_class='words')}</section>"
     yield f"<section><h2>Provenance</h2>{definitions(provenance, css_class='provenance')}</section>"

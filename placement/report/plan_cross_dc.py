@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from placement.planning.cross_dc import CrossDcPlan, EvenTimes, RoutedPlan, relation_GG
 from placement.planning.cross_dc.level import num_devices
 from placement.report.document import Chart
-from placement.report.look import (
+from placement.report.figures.look import (
     BLUE,
     GREEN,
     GREY,

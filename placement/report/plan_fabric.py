@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from placement.planning.fabric import FabricKind, FabricPlan
 from placement.report.document import Chart
-from placement.report.look import BLUE, GREEN, GREY, ORANGE, axis_title, empty_figure, legend_above
+from placement.report.figures.look import BLUE, GREEN, GREY, ORANGE, axis_title, empty_figure, legend_above
 from placement.report.numbers import Scale, number, percent, plural
 from placement.report.plan_page import PlanPage, PlanTable
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from placement.report.document import Chart
-from placement.report.look import (
+from placement.report.figures.look import (
     BLUE,
     GREEN,
     GREY,

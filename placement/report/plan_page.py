@@ -124,7 +124,8 @@ def _sections(page: PlanPage) -> Iterator[str]:
         f'<h2 class="headline">{escape(page.headline)}</h2>'
         f'<p class="numbers">{escape(page.paragraph)}</p>{warnings}</section>'
     )
-    for section in page.sections:
+    # Pictures, then tables, each in its own order.
+    for section in sorted(page.sections, key=lambda section: isinstance(section, PlanTable)):
         yield section.html()
     if page.words:
         words = definitions(page.words, css_class="words")

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from placement.planning.parallelism import ParallelismPlan, PlacedExperts, RankedStrategy, Reason
 from placement.planning.parallelism.experts import CONTIGUOUS, EPLB, HILL_CLIMB, OURS
 from placement.report.document import Chart
-from placement.report.look import (
+from placement.report.figures.look import (
     BLUE,
     GREEN,
     GREY,

@@ -20,11 +20,14 @@ from placement.problem import Objective, Risk, Semantics
 from placement.report.numbers import Scale
 from placement.solution import relative_gap
 
-__all__ = ["Story", "gain_interval", "relative_change"]
+__all__ = ["PROPOSED", "Story", "effective_windows", "gain_interval", "relative_change"]
 
 FloatArray = npt.NDArray[np.float64]
 
-PROPOSED, REPLACED = "auto", "contiguous"
+PROPOSED = "auto"
+
+REFERENCES = ("eplb", "contiguous")
+"""What a placement is measured against: the balancer that engines bring, else their default."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +38,10 @@ class Story:
     ----------
     comparison
         At least one policy.
+    windows
+        What the windows are that it is judged on, as figures call them.
+    solved
+        Whether it was solved for here; an evaluation has no solve to tell of.
 
     Raises
     ------
@@ -43,6 +50,8 @@ class Story:
     """
 
     comparison: Comparison
+    windows: str = "held-out windows"
+    solved: bool = True
 
     def __post_init__(self) -> None:
         if not self.comparison.policies:
@@ -55,11 +64,10 @@ class Story:
 
     @cached_property
     def replaced(self) -> PolicyResult | None:
-        """``contiguous``, or the first other policy; None where the proposed one stands alone."""
-        named = self._named(REPLACED)
-        if named is not None and named is not self.proposed:
-            return named
-        return next((result for result in self.comparison.policies if result is not self.proposed), None)
+        """The reference: ``eplb``, ``contiguous`` or the first other policy; None where there is no other."""
+        others = [result for result in self.comparison.policies if result is not self.proposed]
+        preferred = [result for name in REFERENCES for result in others if result.name == name]
+        return next(iter((*preferred, *others)), None)
 
     def _named(self, name: str) -> PolicyResult | None:
         return next((result for result in self.comparison.policies if result.name == name), None)
@@ -71,10 +79,15 @@ class Story:
 
     @property
     def rivals(self) -> tuple[PolicyResult, ...]:
-        """What the proposed policy is measured against: the replaced one first, then other baselines."""
+        """What the proposed policy is measured against: the reference first, then other baselines."""
         first = () if self.replaced is None else (self.replaced,)
-        others = (self._named(name) for name in ("greedy", "eplb"))
+        others = (self._named(name) for name in ("contiguous", "greedy", "eplb"))
         return first + tuple(r for r in others if r is not None and r not in (*first, self.proposed))
+
+    @property
+    def window(self) -> str:
+        """One of `windows`."""
+        return self.windows.removesuffix("s")
 
     @property
     def step_known(self) -> bool:
@@ -142,8 +155,16 @@ class Story:
         is_mean = problem.risk is Risk.MEAN and problem.objective is not Objective.TRAFFIC
         if self.comparison.few_windows or not is_mean:
             return None
-        mine, theirs = (self.window_values_W(result.held_out) for result in (self.proposed, rival))
-        return gain_interval(mine, theirs)
+        return gain_interval(*self._paired(rival))
+
+    def effective_windows_over(self, rival: PolicyResult) -> float:
+        """Independent windows that the held-out ones are worth when the gain over a rival is judged."""
+        mine_W, theirs_W = self._paired(rival)
+        return effective_windows(_residual_W(mine_W, theirs_W)) if theirs_W.mean() > 0 else 1.0
+
+    def _paired(self, rival: PolicyResult) -> tuple[FloatArray, FloatArray]:
+        mine_W, theirs_W = (self.window_values_W(result.held_out) for result in (self.proposed, rival))
+        return mine_W, theirs_W
 
     def gap_of(self, result: PolicyResult) -> float:
         """(objective - lower bound) / objective of a policy on the fitted windows."""
@@ -179,12 +200,13 @@ def gain_interval(mine_W: FloatArray, theirs_W: FloatArray) -> tuple[float, floa
     """Return the 95 % confidence interval of ``1 - mean(mine) / mean(theirs)`` over paired windows.
 
     Cochran's ratio estimator (Sampling Techniques, 3rd ed., section 6.4): a window's residual is
-    ``mine - r * theirs``, and Student's t stands for the few windows. Windows count as independent.
+    ``mine - r * theirs``, and Student's t stands for the few windows. Windows of one moment resemble each
+    other, so they count as the independent windows that they are worth (`effective_windows`).
 
     Parameters
     ----------
     mine_W, theirs_W
-        Cost of the same windows under two policies, ``[windows]``.
+        Cost of the same windows under two policies, ``[windows]``, in order of time.
 
     Returns
     -------
@@ -198,7 +220,37 @@ def gain_interval(mine_W: FloatArray, theirs_W: FloatArray) -> tuple[float, floa
     from scipy.special import stdtrit
 
     ratio = float(mine_W.mean()) / mean
-    residual_W = mine_W - ratio * theirs_W
-    error = float(residual_W.std(ddof=1)) / (mean * math.sqrt(num_windows))
-    margin = float(stdtrit(num_windows - 1, 0.975)) * error
+    residual_W = _residual_W(mine_W, theirs_W)
+    effective = effective_windows(residual_W)
+    error = float(residual_W.std(ddof=1)) / (mean * math.sqrt(effective))
+    margin = float(stdtrit(max(1.0, effective - 1.0), 0.975)) * error
     return 1.0 - ratio - margin, 1.0 - ratio + margin
+
+
+def _residual_W(mine_W: FloatArray, theirs_W: FloatArray) -> FloatArray:
+    return np.asarray(mine_W - float(mine_W.mean()) / float(theirs_W.mean()) * theirs_W)
+
+
+def effective_windows(value_W: FloatArray) -> float:
+    """Return how many independent values a series is worth when its mean is judged, from 1 to its length.
+
+    Its length over the autocorrelation time, by Geyer's initial positive sequence (Practical Markov Chain
+    Monte Carlo, 1992, section 3.3): sums of two neighbouring autocorrelations, up to the first that is not
+    positive.
+
+    Parameters
+    ----------
+    value_W
+        Values in order of time, ``[windows]``.
+    """
+    num_windows = value_W.size
+    centred_W = value_W - value_W.mean()
+    square = float(centred_W @ centred_W)
+    # What is left of equal values is rounding.
+    if num_windows < 4 or square <= 1e-24 * float(value_W @ value_W):
+        return float(num_windows)
+    correlation_W = np.correlate(centred_W, centred_W, mode="full")[num_windows - 1 :] / square
+    pair_P = correlation_W[: num_windows // 2 * 2].reshape(-1, 2).sum(axis=1)
+    negative = np.flatnonzero(pair_P <= 0)
+    time = 2.0 * float(pair_P[: negative[0] if negative.size else None].sum()) - 1.0
+    return float(num_windows / min(max(time, 1.0), num_windows))

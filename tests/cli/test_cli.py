@@ -65,7 +65,9 @@ def test_solve_writes_a_placement_that_evaluate_prices_the_same(
     for baseline in ("contiguous", "greedy", "eplb"):
         assert values["objective"]["value"] <= report["candidates"][baseline]
     trace = ["-t", TOPOLOGY, "--window", "512", "--calibration", str(folder / "linear.json"), "--json"]
-    assert run(["evaluate", str(out), str(folder / "trace.npz"), *trace]) == 0
+    page = tmp_path / "evaluation.html"
+    assert run(["evaluate", str(out), str(folder / "trace.npz"), *trace, "--html", str(page)]) == 0
+    assert "on this very trace: here it is 0.0" in page.read_text(encoding="utf-8")
     evaluated = json.loads(capsys.readouterr().out)
     assert evaluated["objective"]["value"] == pytest.approx(values["objective"]["value"], rel=1e-12)
     assert evaluated["balance"] == pytest.approx(values["metrics"]["balance"], rel=1e-12)

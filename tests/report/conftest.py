@@ -157,14 +157,14 @@ def _result(
             Incumbent(
                 elapsed_s=0.25,
                 objective=2 * fitted.objective,
-                lower_bound=0.5,
+                lower_bound=0.4,
                 solver="greedy",
                 placement=placement,
             ),
             Incumbent(
                 elapsed_s=1.5,
                 objective=fitted.objective,
-                lower_bound=0.5,
+                lower_bound=0.4,
                 solver="search",
                 placement=placement,
             ),
@@ -199,7 +199,7 @@ class Page:
     figures
         Data and layout of each figure, by its name.
     rows
-        Texts of the cells of the table, row by row, its head first.
+        Texts of the cells of the tables (those of numbers behind charts aside), row by row, heads first.
     """
 
     text: str = ""
@@ -217,12 +217,16 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.page, self._words = Page(), [""]
-        self._open, self._in_cell = "", False
+        self._open, self._in_cell, self._in_numbers = "", False, False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.page.elements.append((tag, dict(attrs)))
         self._open = tag
-        if tag == "tr":
+        if tag == "table":
+            self._in_numbers = dict(attrs).get("class") != "policies"
+        if self._in_numbers and tag in ("tr", "td", "th"):
+            self._in_cell = False
+        elif tag == "tr":
             self.page.rows.append([])
         elif tag in ("td", "th"):
             self.page.rows[-1].append("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
@@ -22,17 +23,30 @@ def test_load_maps_hold_every_layers_relative_load(
     """Before and after side by side on one scale; only the most improved layer is visible."""
     comparison = make_comparison()
     figure = take_apart(render_report(comparison)).figures["load-map"]
-    balance_L = [comparison.policy(name).held_out.balance_WL.mean(axis=0) for name in ("contiguous", "auto")]
+    balance_L = [comparison.policy(name).held_out.balance_WL.mean(axis=0) for name in ("eplb", "auto")]
     improved = int((balance_L[0] - balance_L[1]).argmax())
-    assert len(figure["data"]) == 2 * 3
+    assert len(figure["data"]) == 2
     for trace in figure["data"]:
         layer, policy = trace["meta"]["layer"], trace["meta"]["policy"]
         load_WD = comparison.policy(policy).held_out.load_WLD[:, layer]
         expected = (load_WD / load_WD.mean(axis=1, keepdims=True)).T
         np.testing.assert_allclose(trace["z"], expected, rtol=1e-6)
-        assert trace["visible"] == (layer == improved)
+        assert layer == improved
         assert trace["coloraxis"] == "coloraxis"
-    assert {trace["meta"]["policy"] for trace in figure["data"]} == {"contiguous", "auto"}
+    assert {trace["meta"]["policy"] for trace in figure["data"]} == {"eplb", "auto"}
+
+
+def test_every_layers_map_is_in_the_page_to_the_nearest_step(
+    make_comparison: MakeComparison, take_apart: TakeApart
+) -> None:
+    """A byte for each cell: what the selector puts in differs from the loads by half a step at most."""
+    comparison = make_comparison()
+    choices = take_apart(render_report(comparison)).figures["load-map"]["choices"]
+    cells = np.frombuffer(b64decode(choices["bytes"]), dtype=np.uint8).reshape(choices["shape"])
+    for cells_LRC, name in zip(cells, ("eplb", "auto"), strict=True):
+        load_WLD = comparison.policy(name).held_out.load_WLD
+        expected = (load_WLD / load_WLD.mean(axis=2, keepdims=True)).transpose(1, 2, 0)
+        np.testing.assert_allclose(cells_LRC * choices["step"], expected, atol=0.501 * choices["step"])
 
 
 def test_phases_add_up_to_the_step(make_comparison: MakeComparison, take_apart: TakeApart) -> None:
@@ -63,7 +77,7 @@ def test_layers_show_both_placements(make_comparison: MakeComparison, take_apart
     """Each layer has a bar per placement, stacked from its parts, side by side."""
     comparison = make_comparison()
     traces = take_apart(render_report(comparison)).figures["layers"]["data"]
-    for policy, shift in (("contiguous", -0.2), ("auto", 0.2)):
+    for policy, shift in (("eplb", -0.2), ("auto", 0.2)):
         parts = [trace for trace in traces if trace["name"].endswith(f", {policy}")]
         held_out = comparison.policy(policy).held_out
         expected_L = (held_out.experts_WL + held_out.dispatch_WL + held_out.combine_WL).mean(axis=0)
@@ -72,13 +86,16 @@ def test_layers_show_both_placements(make_comparison: MakeComparison, take_apart
 
 
 def test_gap_follows_the_incumbents(make_comparison: MakeComparison, take_apart: TakeApart) -> None:
-    """Objective and bound of every incumbent, at its second; one mark per incumbent by its solver."""
+    """Objective and bound of every incumbent, at its second, the last one with what was proved by the end."""
     comparison = make_comparison()
-    incumbents = comparison.policy("auto").solution.incumbents
+    solution = comparison.policy("auto").solution
+    incumbents = solution.incumbents
     traces = {trace["name"]: trace for trace in take_apart(render_report(comparison)).figures["gap"]["data"]}
     assert traces["best objective"]["x"] == [i.elapsed_s for i in incumbents]
     assert traces["best objective"]["y"] == pytest.approx([i.objective for i in incumbents])
-    assert traces["lower bound"]["y"] == pytest.approx([i.lower_bound for i in incumbents])
+    bounds = [*(i.lower_bound for i in incumbents[:-1]), solution.lower_bound]
+    assert bounds[-1] > incumbents[-1].lower_bound
+    assert traces["lower bound"]["y"] == pytest.approx(bounds)
     assert traces["found by search"]["x"] == [1.5]
     assert traces["found by greedy"]["x"] == [0.25]
 
@@ -104,9 +121,9 @@ def test_many_windows_are_thinned_to_quantiles(
     comparison = make_comparison(num_windows=3001, num_layers=1)
     trace = take_apart(render_report(comparison)).figures["windows"]["data"][0]
     step_W = comparison.policies[0].held_out.step_W
-    assert len(trace["x"]) == 1000
+    assert len(trace["x"]) == 250
     assert (min(trace["x"]), max(trace["x"])) == pytest.approx((step_W.min(), step_W.max()))
-    assert np.median(trace["x"]) == pytest.approx(np.median(step_W), rel=1e-3)
+    assert np.median(trace["x"]) == pytest.approx(np.median(step_W), rel=1e-2)
     assert trace["boxpoints"] is False
 
 

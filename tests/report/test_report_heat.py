@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.report.heat import MAX_CELLS, HeatGrid, relative_load
+from placement.report.figures.heat import MAX_CELLS, HeatGrid, relative_load
 
 
 @given(st.integers(1, 5000), st.integers(1, 2000), st.integers(1, 200))

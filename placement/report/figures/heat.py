@@ -6,16 +6,20 @@ Shape letters: W windows, L layers, D devices, R rows, C columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CELLS", "HeatGrid", "relative_load"]
+__all__ = ["MAX_CELLS", "HeatGrid", "quantised", "relative_load"]
 
 FloatArray = npt.NDArray[np.float64]
 
-MAX_CELLS = 720_000
-"""Cells of all maps of a page together: 4 bytes each, a third more in base64."""
+MAX_CELLS = 210_000
+"""Cells of all maps of a page together: a byte each, a third more in base64."""
+
+LEAST_COLUMNS = 16
+"""Windows that are shown before neighbouring devices share a row."""
 
 MAX_SIDE = 256
 """Most rows or columns of one map; more are narrower than a pixel."""
@@ -25,6 +29,15 @@ def relative_load(load_WLD: FloatArray) -> FloatArray:
     """Return each device's load relative to its window's and layer's mean; 1 where there is no load."""
     mean = load_WLD.mean(axis=2, keepdims=True)
     return np.asarray(np.divide(load_WLD, mean, out=np.ones_like(load_WLD), where=mean > 0))
+
+
+def quantised(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], float]:
+    """Return values (0 or more) as multiples of a step that fit a byte each, and the step, 0.01 at least."""
+    top = float(values.max(initial=0.0))
+    # Steps that a reader can name: 1, 2, 5, 10, 20, ... per cent.
+    steps = (digit * 10.0**power for power in range(-2, 300) for digit in (1, 2, 5))
+    step = next(step for step in steps if top / step <= 255)
+    return np.round(values / step).astype(np.uint8), step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,12 +62,11 @@ class HeatGrid:
     @classmethod
     def fit(cls, *, num_windows: int, num_devices: int, num_maps: int) -> HeatGrid:
         """Return the finest grid with which `num_maps` maps stay within `MAX_CELLS`."""
-        rows, columns = min(num_devices, MAX_SIDE), min(num_windows, MAX_SIDE)
-        while rows * columns * num_maps > MAX_CELLS and rows * columns > 1:
-            if rows > columns:
-                rows = -(-rows // 2)
-            else:
-                columns = -(-columns // 2)
+        rows, wanted = min(num_devices, MAX_SIDE), min(num_windows, MAX_SIDE)
+        # Every device before every window: a device that is left out is not seen at all.
+        while rows > 1 and MAX_CELLS // (rows * num_maps) < min(wanted, LEAST_COLUMNS):
+            rows = -(-rows // 2)
+        columns = max(1, min(wanted, MAX_CELLS // (rows * num_maps)))
         return cls(
             windows_C=np.unique(np.linspace(0, num_windows - 1, columns).round().astype(np.int64)),
             first_device_R=np.arange(0, num_devices, -(-num_devices // rows), dtype=np.int64),

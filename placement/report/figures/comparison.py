@@ -14,7 +14,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from placement.cost import CostBreakdown
-from placement.report.look import (
+from placement.report.figures.look import (
     BLUE,
     GREEN,
     GREY,
@@ -26,6 +26,7 @@ from placement.report.look import (
     legend_above,
     names_of,
 )
+from placement.report.figures.solve import incumbents_figure
 from placement.report.numbers import Scale
 from placement.report.story import Story
 
@@ -35,7 +36,7 @@ FloatArray = npt.NDArray[np.float64]
 
 PHASES = {"experts": BLUE, "dispatch": ORANGE, "combine": GREEN}
 
-MAX_POINTS = 1000
+MAX_POINTS = 250
 """Values per policy in the figure of windows; more are thinned to as many quantiles."""
 
 
@@ -72,7 +73,7 @@ def phases_figure(story: Story) -> go.Figure:
         legend=legend_above(),
         margin={"l": 8, "r": 72, "t": 40, "b": 8},
     )
-    figure.update_xaxes(title=axis_title(f"{story.step_label}, mean of held-out windows ({scale.unit})"))
+    figure.update_xaxes(title=axis_title(f"{story.step_label}, mean of {story.windows} ({scale.unit})"))
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     for result, name in zip(policies, names_of(policies), strict=True):
         figure.add_annotation(
@@ -118,7 +119,7 @@ def layers_figure(story: Story) -> go.Figure:
                 )
             )
     figure.update_xaxes(title=axis_title("MoE layer"), showgrid=False, **_layer_ticks(total_PL.shape[1]))
-    figure.update_yaxes(title=axis_title(f"mean of held-out windows ({scale.unit})"), rangemode="tozero")
+    figure.update_yaxes(title=axis_title(f"mean of {story.windows} ({scale.unit})"), rangemode="tozero")
     return figure
 
 
@@ -128,60 +129,19 @@ def _layer_ticks(num_layers: int) -> dict[str, Any]:
 
 
 def gap_figure(story: Story) -> go.Figure:
-    """Draw the best objective and the lower bound against the solve's seconds; a mark per improvement."""
-    incumbents, scale = story.proposed.solution.incumbents, story.objective_scale
-    elapsed_s = [incumbent.elapsed_s for incumbent in incumbents]
-    objective = [incumbent.objective / scale.factor for incumbent in incumbents]
-    bound = [incumbent.lower_bound / scale.factor for incumbent in incumbents]
-    step = {"shape": "hv", "width": 2}
-    traces = [
-        go.Scatter(
-            name="best objective", x=elapsed_s, y=objective, mode="lines", line={**step, "color": GREY},
-            hoverinfo="skip",
-        ),
-        *_solver_marks(story, scale),
-        go.Scatter(
-            name="lower bound", x=elapsed_s, y=bound, mode="lines" if len(bound) > 1 else "markers",
-            line={**step, "color": ORANGE, "dash": "dash"}, marker={"symbol": "line-ew-open", "size": 14},
-            hovertemplate=f"bound %{{y:,.5~g}} {scale.unit}<extra></extra>",
-        ),
-    ]  # fmt: skip
-    figure = empty_figure(
-        *traces, height=360, legend=legend_above(), margin={"l": 8, "r": 16, "t": 56, "b": 8}
+    """Draw the proposed policy's best objective and lower bound against the solve's seconds."""
+    solution = story.proposed.solution
+    incumbents = solution.incumbents
+    # The proof may end after the last improvement.
+    bounds = [*(incumbent.lower_bound for incumbent in incumbents[:-1]), solution.lower_bound]
+    return incumbents_figure(
+        elapsed_s=[incumbent.elapsed_s for incumbent in incumbents],
+        objective=[incumbent.objective for incumbent in incumbents],
+        lower_bound=bounds,
+        solver=[incumbent.solver for incumbent in incumbents],
+        label=f"{story.objective_label}, fitted",
+        scale=story.objective_scale,
     )
-    log = min(elapsed_s) > 0 and max(elapsed_s) / min(elapsed_s) > 100
-    figure.update_xaxes(title=axis_title("time since the solve began (s)"), type="log" if log else "linear")
-    figure.update_xaxes(rangemode="normal" if log else "tozero")
-    figure.update_yaxes(title=axis_title(f"{story.objective_label}, fitted ({scale.unit})"))
-    if log:
-        figure.update_xaxes(dtick=1, tickformat="~g")
-    return figure
-
-
-def _solver_marks(story: Story, scale: Scale) -> list[go.Scatter]:
-    incumbents = story.proposed.solution.incumbents
-    symbols = ("square", "diamond", "triangle-up", "x", "star", "cross")
-    solvers = list(dict.fromkeys(incumbent.solver for incumbent in incumbents))
-    others = [solver for solver in solvers if solver != "search"]
-    return [
-        go.Scatter(
-            name=f"found by {escape(solver)}",
-            mode="markers",
-            x=[i.elapsed_s for i in incumbents if i.solver == solver],
-            y=[i.objective / scale.factor for i in incumbents if i.solver == solver],
-            customdata=[100 * i.gap for i in incumbents if i.solver == solver],
-            marker={
-                "size": 9,
-                "symbol": "circle" if solver == "search" else symbols[others.index(solver) % len(symbols)],
-                "color": BLUE if solver == "search" else GREY,
-            },
-            hovertemplate=(
-                f"{hover_name(solver)}: %{{y:,.5~g}} {scale.unit} after %{{x:.3~g}} s"
-                "<br>gap %{customdata:.1f} %<extra></extra>"
-            ),
-        )
-        for solver in solvers
-    ]
 
 
 def windows_figure(story: Story) -> go.Figure:
@@ -208,7 +168,7 @@ def windows_figure(story: Story) -> go.Figure:
     ]
     figure = empty_figure(*traces, height=100 + 52 * len(policies))
     label = (
-        f"{story.step_label} of a held-out window" if story.measures_step else "balance of a held-out window"
+        f"{story.step_label} of a {story.window}" if story.measures_step else f"balance of a {story.window}"
     )
     figure.update_xaxes(title=axis_title(f"{label} ({scale.unit})"))
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
