@@ -22,7 +22,15 @@ from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem
 from placement.stopping import StoppingCriterion
 
-__all__ = ["Advice", "Interval", "advise", "bootstrap_interval", "resample_blocks"]
+__all__ = [
+    "Advice",
+    "Interval",
+    "advise",
+    "bootstrap_interval",
+    "frontier_gains",
+    "resample_blocks",
+    "window_costs",
+]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -219,6 +227,8 @@ def _verdict(
     what = f"{point.moves.num_moves} moves{_volume(point)}"
     interval = f"{relative.confidence:.0%} interval {relative.low:.1%} to {relative.high:.1%}"
     share = f"{relative.value:.1%} ({interval})"
+    if gain.value <= 0:
+        return False, f"Not worth it: {what} gain nothing on held-out windows: {share}."
     if gain.low <= 0:
         return False, f"Not worth it: {what} gain {share} on held-out windows, which may be nothing."
     if relative.value < min_gain:
@@ -246,7 +256,7 @@ def _gain(
     problem: PlacementProblem, start: Placement, placement: Placement, confidence: float, seed: int
 ) -> tuple[Interval, Interval]:
     """Interval of the objective's gain on a problem's windows, absolute and as a share of the start's."""
-    before, after = _window_costs(problem, start), _window_costs(problem, placement)
+    before, after = window_costs(problem, start), window_costs(problem, placement)
     picks_BW = resample_blocks(before.shape[0], seed=seed)
     risk = problem.risk
     base = risk.summarise(before.ravel())
@@ -265,8 +275,28 @@ def _gain(
     return interval, relative
 
 
-def _window_costs(problem: PlacementProblem, placement: Placement) -> FloatArray:
-    """What the objective summarises, by window: step costs, balances of all layers, or traffic."""
+def frontier_gains(
+    problem: PlacementProblem, curve: Frontier, *, confidence: float = 0.95, seed: int = 0
+) -> tuple[Interval, ...]:
+    """Return what every point gains on the held-out windows, as a share of the start's objective.
+
+    Parameters
+    ----------
+    problem, confidence, seed
+        As for `advise`, whose frontier this is: with the profile of all windows.
+    curve
+        Points fitted on every other window.
+    """
+    held = problem.with_profile(problem.profile.split_alternate()[1])
+    start = curve.points[0].placement
+    return tuple(_gain(held, start, point.placement, confidence, seed)[1] for point in curve.points)
+
+
+def window_costs(problem: PlacementProblem, placement: Placement) -> FloatArray:
+    """Return what the objective summarises: step costs, balances of all layers, or traffic.
+
+    The first axis is windows, the second one layers for balance, else a single column.
+    """
     if problem.objective is Objective.TRAFFIC:
         windows = range(problem.profile.num_windows)
         parts = [problem.with_profile(problem.profile.select_windows([window])) for window in windows]

@@ -32,6 +32,7 @@ from placement.cost.split import (
     needs_split,
     number_replicas,
 )
+from placement.errors import InputError
 from placement.plan import Placement
 from placement.problem import Objective, PlacementProblem, Semantics
 from placement.profile import RoutingProfile
@@ -390,16 +391,48 @@ class CostModel:
         )
         dispatch_JLW = np.stack([link.dispatch(v) for link, v in zip(self.links, fullest_JLW, strict=True)])
         combine_JLW = np.stack([link.combine(v) for link, v in zip(self.links, fullest_JLW, strict=True)])
-        if self.problem.semantics is Semantics.STAY_PUT:
-            # A token that stayed has no way back, and nothing is exchanged before the first layer
-            # unless homes are known.
-            combine_JLW[:] = 0.0
-            if profile.home_T is None:
-                dispatch_JLW[:, 0] = 0.0
+        self._leave_out_idle(dispatch_JLW, combine_JLW)
         bounding_LW = dispatch_JLW.argmax(axis=0)
         tier_L = _most_frequent(bounding_LW.T, len(self.links))
         names = tuple(self.links[int(tier)].name for tier in tier_L)
         return dispatch_JLW.max(axis=0).T, combine_JLW.max(axis=0).T, names
+
+    def _leave_out_idle(self, dispatch_JL: FloatArray, combine_JL: FloatArray) -> None:
+        """Set to 0 what is not exchanged where tokens stay put; arrays by link, layer and anything else."""
+        if self.problem.semantics is Semantics.STAY_PUT:
+            # A token that stayed has no way back, and nothing is exchanged before the first layer
+            # unless homes are known.
+            combine_JL[:] = 0.0
+            if self.problem.profile.home_T is None:
+                dispatch_JL[:, 0] = 0.0
+
+    def device_times(self, placement: Placement) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return every device's time in dispatch, experts and combine, ``[windows, layers, devices]`` each.
+
+        A phase ends with its slowest device: the maxima over devices are those of `evaluate`.
+
+        Raises
+        ------
+        InputError
+            If the placement does not belong to the problem, or the problem has no costs.
+        """
+        if not self.has_costs:
+            raise InputError(
+                "times need costs: name the model's sizes with --model, or use a linear calibration"
+            )
+        self.problem.check_placement(placement)
+        splits = self._splits(placement)
+        volume_LJWG = self._exchange(placement, splits).volume_LJWG
+        volume_JLWD = [volume_LJWG[:, j][:, :, link.group_D] for j, link in enumerate(self.links)]
+        dispatch_JLWD = np.stack([link.dispatch(v) for link, v in zip(self.links, volume_JLWD, strict=True)])
+        combine_JLWD = np.stack([link.combine(v) for link, v in zip(self.links, volume_JLWD, strict=True)])
+        self._leave_out_idle(dispatch_JLWD, combine_JLWD)
+        dispatch_LWD, combine_LWD = dispatch_JLWD.max(axis=0), combine_JLWD.max(axis=0)
+        return (
+            np.ascontiguousarray(dispatch_LWD.transpose(1, 0, 2)),
+            self._experts_WLD(placement, splits),
+            np.ascontiguousarray(combine_LWD.transpose(1, 0, 2)),
+        )
 
     def _received_LD(self, volume_LJWG: FloatArray) -> FloatArray:
         if not self.links:

@@ -16,6 +16,7 @@ from placement.moves import summarise_moves
 from placement.optimizer import optimize
 from placement.plan import diff
 from placement.problem import PlacementProblem, Semantics, make_problem
+from placement.profile import RoutingProfile
 
 
 def problem_of(
@@ -172,3 +173,18 @@ def test_blocks_are_consecutive() -> None:
     assert (steps == 1).all()
     share_W = np.bincount(picks_BW.ravel(), minlength=27) / picks_BW.size
     np.testing.assert_allclose(share_W, 1 / 27, rtol=0.05)
+
+
+def test_what_loses_on_held_out_windows_gains_nothing() -> None:
+    """Even windows want experts 0 and 2 together, odd ones apart: what is fitted to the former loses."""
+    load_WLE = np.full((24, 1, 4), 10.0)
+    load_WLE[:, :, 0] += 40
+    load_WLE[::2, :, 1] += 40
+    load_WLE[1::2, :, 2] += 40
+    profile = RoutingProfile(load_WLE=load_WLE, window_tokens_W=np.full(24, 120.0), top_k=1)
+    problem = make_problem(profile, cluster([0] * 2), objective="balance", calibration=LINEAR)
+    advice = advise(problem, placement_of(problem, [[0, 1, 2, 3]]), work_s=0.1)
+    assert not advice.worth_it
+    # From 60 and 60 to 100 and 20 where the running placement was even: 100 / 60 against 1.
+    assert advice.relative_gain.value == pytest.approx(1 - 100 / 60)
+    assert advice.reason.startswith("Not worth it: 2 moves gain nothing on held-out windows: -66.7%")

@@ -65,6 +65,8 @@ class PlacedTraffic:
         Tokens of all devices together in one all-to-all.
     placement_work_s
         Effort of the placement to start from, seconds of one thread; None for the search's own choice.
+    also
+        Further solvers whose placements to start from, and to compare with: ``eplb``.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class PlacedTraffic:
     problem: PlacementProblem
     batch_tokens: int
     placement_work_s: float | None = None
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problem = self.problem
@@ -184,6 +187,7 @@ def _placed(
     starts = {
         "contiguous": _start(fitted, "contiguous", None),
         "optimized": _start(fitted, "search", traffic.placement_work_s),
+        **{name: _start(fitted, name, None) for name in traffic.also},
     }
     cost = LayerCost(
         region=region,
