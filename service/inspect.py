@@ -2,7 +2,8 @@
 
 What strangers send is opened here and nowhere else in the API: a file that makes a parser loop, swell or
 crash takes this process along, and nothing else. The request comes as JSON on stdin; the reply, the file's
-format and summary or what is wrong with it, is the last line on stdout.
+format and summary or what is wrong with it, is the last line on stdout. What is larger goes to a file that
+the request names.
 """
 
 from __future__ import annotations
@@ -109,6 +110,41 @@ def _about(name: str | None, traffic: TraceSource | ExpertCounts) -> Reply:
     }
 
 
+def _figures(path: Path, request: Mapping[str, Any]) -> Reply:
+    """Write facts and figures of a trace as JSON."""
+    from service.views.figures import json_of
+    from service.views.traffic import traffic_document
+
+    document = traffic_document(_opened(path, request))
+    Path(request["out"]).write_bytes(json_of(document))
+    return {}
+
+
+def _loads(path: Path, request: Mapping[str, Any]) -> Reply:
+    """Write the mean load of a trace's windows, ``[layers, experts]``, as an ``.npy`` file."""
+    import numpy as np
+
+    from traces.overview import overview_of
+
+    np.save(request["out"], overview_of(_opened(path, request)).load_LE)
+    return {}
+
+
+def _opened(path: Path, request: Mapping[str, Any]) -> TraceSource | ExpertCounts:
+    """Open a trace that was taken before; a model of another name than our presets says nothing new."""
+    from placement.model import preset_model
+    from service.archives import is_dataset_archive, unpack
+    from traces.readers import ReadOptions, open_trace
+
+    try:
+        model = None if request["model"] is None else preset_model(request["model"])
+    except InputError:
+        model = None
+    if is_dataset_archive(path):
+        path = unpack(path, Path(request["folder"]), max_bytes=request["limits"]["unpacked_bytes"])
+    return open_trace(path, options=ReadOptions(model=model))
+
+
 def _placement(path: Path, request: Mapping[str, Any]) -> Reply:
     """Read a placement of any format, and write our own form of it unless it is that already."""
     from placement.cli.placements import load_placement
@@ -181,6 +217,8 @@ def _printable(text: str | None) -> str | None:
 
 _TASKS: Mapping[str, Callable[[Path, Mapping[str, Any]], Reply]] = {
     "trace": _trace,
+    "figures": _figures,
+    "loads": _loads,
     "placement": _placement,
     "zstd": _zstd,
 }

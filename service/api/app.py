@@ -28,6 +28,7 @@ from service.api.routes import (
     solves,
     tokens,
     traces,
+    views,
 )
 from service.api.shared_reads import SharedReads
 
@@ -42,6 +43,7 @@ ROUTES = (
     placements,
     traces,
     evaluations,
+    views,
     tokens,
     audit,
     health,

@@ -60,7 +60,7 @@ class Inspector:
         Parameters
         ----------
         task
-            ``trace``, ``placement`` or ``zstd``.
+            ``trace``, ``figures``, ``loads``, ``placement`` or ``zstd``.
         limits
             Which replace the usual ones.
         details

@@ -22,6 +22,7 @@ __all__ = [
     "artifact_document",
     "artifact_of",
     "artifact_page",
+    "check_stored",
     "in_thread",
     "location_of",
     "remove_artifact",

@@ -91,6 +91,13 @@ class WindowStore:
         with self._database.read() as connection:
             return [StoredPart(**row._mapping) for row in connection.execute(statement)]
 
+    def arrivals(self, name: str) -> dict[int, float]:
+        """Return when each part came, in seconds since the epoch, by its number."""
+        columns = load_windows.c.number, load_windows.c.received_at
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(*columns).where(load_windows.c.deployment == name))
+            return {row.number: row.received_at for row in rows}
+
     def newest(self) -> int:
         """Return the number of the last part of any deployment: the cheapest question of all."""
         with self._database.read() as connection:

@@ -71,7 +71,7 @@ class Described:
         case.validate_response(answer, checks=CHECKS)
 
     def _make_real(self, case: schemathesis.Case[Any]) -> None:
-        for holder in (case.path_parameters, case.body):
+        for holder in (case.path_parameters, case.query, case.body):
             if isinstance(holder, dict):
                 holder.update({name: self.known[name] for name in self.known.keys() & holder.keys()})
 
@@ -99,7 +99,16 @@ def known_ids(client: httpx.Client, folder: Path) -> dict[str, str]:
     body = {"trace_id": trace, "topology": "h100:1x2"}
     solve = client.post("/v1/solves", json=body).json()["id"]
     assert client.delete(f"/v1/solves/{solve}").json()["status"] == "stopped"
-    return {"trace_id": trace, "solve_id": solve}
+    in_order = {
+        "format": "moe-placement/1",
+        "num_layers": 2,
+        "num_experts": 8,
+        "num_devices": 2,
+        "physical_to_logical_map": [list(range(8))] * 2,
+        "device_of_slot": [0] * 4 + [1] * 4,
+    }
+    stored = client.post("/v1/placements", json=in_order).json()["id"]
+    return {"trace_id": trace, "solve_id": solve, "placement_id": stored, "from": stored}
 
 
 def explore(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.pages import asset, page
@@ -29,6 +29,6 @@ async def redoc() -> Response:
 
 
 @router.get("/assets/{name}")
-async def assets(name: str) -> Response:
-    """Return a file that one of the pages loads."""
-    return asset(name)
+def assets(name: str, request: Request) -> Response:
+    """Return a file that one of the pages loads; in a thread, since large ones are packed when first read."""
+    return asset(name, request)

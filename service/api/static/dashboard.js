@@ -1,280 +1,232 @@
-"use strict";
-// Shows what the service's own API says. Everything is put in as text, never as markup.
+// The page around the views: which one is shown, whether the service answers, and with which token it is asked.
 
-const REFRESH_MS = 2000;
-const TOKEN = "moe-placement-token";
-const $ = (id) => document.getElementById(id);
+import { NoAnswer, ask, isAborted, poll, session, token } from "./api.js";
+import { el, empty, say } from "./dom.js";
+import { tick } from "./words.js";
 
-let shownDeployment = null;
-let olderPages = 0;
-let timer = null;
+const READINESS_MS = 2000;
+const NOTICE_MS = 12000;
+const AWAY = "The service does not answer; asking again.";
 
-class Refused extends Error {}
-
-async function ask(path) {
-  const token = sessionStorage.getItem(TOKEN);
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { headers, credentials: "omit", cache: "no-store" });
-  if (answer.status === 401 || answer.status === 403) {
-    throw new Refused((await answer.json()).detail);
-  }
-  if (!answer.ok && answer.status !== 503) throw new Error(`${path}: HTTP ${answer.status}`);
-  return answer.json();
-}
-
-function element(tag, text, name) {
-  const made = document.createElement(tag);
-  if (text !== undefined && text !== null) made.textContent = text;
-  if (name) made.className = name;
-  return made;
-}
-
-function link(text, action, title) {
-  const made = element("a", text);
-  made.href = "#";
-  if (title) made.title = title;
-  made.addEventListener("click", (event) => { event.preventDefault(); action(); });
-  return made;
-}
-
-function row(cells) {
-  const made = element("tr");
-  for (const [content, name] of cells) {
-    const cell = element("td", undefined, name);
-    cell.append(content instanceof Node ? content : document.createTextNode(content ?? ""));
-    made.append(cell);
-  }
-  return made;
-}
-
-function fill(table, rows, columns, none) {
-  const body = $(table).tBodies[0];
-  if (rows.length === 0) {
-    const empty = row([[none, "empty"]]);
-    empty.firstChild.colSpan = columns;
-    rows = [empty];
-  }
-  body.replaceChildren(...rows);
-}
-
-const number = (value, digits = 4) =>
-  typeof value === "number" ? Number(value.toPrecision(digits)).toString() : "";
-const percent = (value) => (typeof value === "number" ? `${(100 * value).toFixed(1)} %` : "");
-
-function bytes(value) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let unit = 0;
-  while (value >= 1000 && unit < units.length - 1) { value /= 1000; unit += 1; }
-  return `${value.toFixed(unit ? 1 : 0)} ${units[unit]}`;
-}
-
-function span(seconds) {
-  if (typeof seconds !== "number") return "";
-  if (seconds < 100) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
-  if (seconds < 6000) return `${Math.round(seconds / 60)} min`;
-  return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
-}
-
-function when(seconds) {
-  if (typeof seconds !== "number") return "";
-  const moment = new Date(seconds * 1000);
-  const made = element("time", `${span(Math.max(0, Date.now() / 1000 - seconds))} ago`);
-  made.dateTime = moment.toISOString();
-  made.title = moment.toLocaleString();
-  return made;
-}
-
-function badge(text, name) { return element("span", text, `badge ${name}`); }
-
-const STATUS = {
-  queued: "", running: "busy", succeeded: "good", stopped: "warn", failed: "bad", timed_out: "bad",
+const ROUTES = [
+  [/^\/?$/, "overview"],
+  [/^\/solves\/new$/, "submit"],
+  [/^\/solves\/([^/]+)$/, "solve"],
+  [/^\/deployments\/([^/]+)$/, "deployment"],
+  [/^\/traces$/, "traces"],
+  [/^\/traces\/([^/]+)$/, "trace"],
+  [/^\/placements$/, "placements"],
+  [/^\/placements\/([^/]+)$/, "placement"],
+];
+const VIEWS = {
+  overview: () => import("./view_overview.js"),
+  submit: () => import("./view_submit.js"),
+  solve: () => import("./view_solve.js"),
+  deployment: () => import("./view_deployment.js"),
+  traces: () => import("./view_traces.js"),
+  trace: () => import("./view_trace.js"),
+  placements: () => import("./view_placements.js"),
+  placement: () => import("./view_placement.js"),
 };
 
-function value(solve) {
-  const objective = solve.result?.objective;
-  const found = objective?.value ?? solve.objective;
-  if (typeof found !== "number") return "";
-  return `${number(found)} ${objective?.unit ?? ""}`.trim();
-}
+const $ = (id) => document.getElementById(id);
+const main = $("main");
+let lifetime = new AbortController();
+let noticeTimer = null;
 
-function solveRow(solve) {
-  const status = badge(solve.status, STATUS[solve.status] ?? "");
-  const links = element("span");
-  if (solve.error) {
-    status.title = solve.error.message;
-    links.append(element("span", solve.error.code, "bad"));
-    links.title = solve.error.message;
+// -- views ---------------------------------------------------------------------------------------------------
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    // Not written by a program: taken as it is.
+    return text;
   }
-  if (solve.placement_id) {
-    links.append(link("placement", () => save(`v1/solves/${solve.id}/placement`, `${solve.id}.json`)));
+}
+
+function routeOf(hash) {
+  const [path, query] = hash.replace(/^#/, "").split("?");
+  for (const [pattern, name] of ROUTES) {
+    const found = pattern.exec(path);
+    if (found) return { name, parameters: found.slice(1).map(decoded), query: new URLSearchParams(query ?? "") };
   }
-  return row([
-    [link(solve.id, () => show(`v1/solves/${solve.id}`), "its JSON"), "id"],
-    [status],
-    [value(solve), "n"],
-    [percent(solve.gap), "n"],
-    [span(solve.elapsed_s), "n"],
-    [when(solve.created_at)],
-    [solve.deployment ? `${solve.caller} for ${solve.deployment}` : solve.caller],
-    [links],
-  ]);
+  return { name: "missing", parameters: [], query: new URLSearchParams() };
 }
 
-function deploymentRow(found) {
-  const drift = found.drift ?? {};
-  const excess = badge(percent(drift.excess) || "-", drift.excess > (found.policy?.drift_threshold ?? 0.1) ? "bad" : "good");
-  const refresh = found.refresh ?? {};
-  return row([
-    [link(found.name, () => { shownDeployment = found.name; update(); }, "its history")],
-    [found.version ?? "none", "n"],
-    [number(drift.balance), "n"],
-    [number(drift.reference), "n"],
-    [typeof drift.excess === "number" ? excess : "", "n"],
-    [(found.policy ?? found.spec?.policy)?.mode ?? ""],
-    [refresh.job_id ? link(refresh.phase, () => show(`v1/solves/${refresh.job_id}`)) : refresh.phase ?? ""],
-    [when(found.updated_at)],
-    [found.version ? link("placement", () => save(`v1/deployments/${found.name}/placement`, `${found.name}.json`)) : ""],
-  ]);
+function heading(text) {
+  document.title = `${text} - moe-placement`;
+  return el("h1", { tabindex: "-1" }, text);
 }
 
-function versionRow(found) {
-  return row([
-    [String(found.version), "n"],
-    [when(found.promoted_at)],
-    [badge(found.cause, found.cause === "rollback" ? "warn" : "")],
-    [found.by],
-    [found.why],
-    [number(found.predicted?.balance), "n"],
-    [number(found.observed?.balance), "n"],
-    [found.job_id ?? found.solve_id ?? "", "id"],
-  ]);
-}
-
-function tile(text, figure) {
-  const made = element("div", undefined, "tile");
-  made.append(element("b", figure), element("span", text));
-  return made;
-}
-
-function tiles(status) {
-  const stored = Object.values(status.artifact_bytes).reduce((sum, size) => sum + size, 0);
-  $("tiles").replaceChildren(
-    tile("queued", status.queued),
-    tile("running", status.running),
-    tile("longest wait", span(status.oldest_queued_s)),
-    tile("workers × threads", `${status.workers} × ${Math.round(status.worker_cpus / Math.max(1, status.workers))}`),
-    tile("traces", status.artifacts.trace ?? 0),
-    tile("placements", status.artifacts.placement ?? 0),
-    tile("stored", bytes(stored)),
-    tile("free on disk", bytes(status.disk_free_bytes)),
-  );
-  $("version").textContent = `${status.version} (${status.role})`;
-}
-
-async function solves() {
-  let found = [], cursor = null;
-  for (let page = 0; page <= olderPages; page += 1) {
-    const query = cursor ? `&cursor=${encodeURIComponent(cursor)}` : "";
-    const answer = await ask(`v1/solves?limit=20${query}`);
-    found = found.concat(answer.items);
-    cursor = answer.next_cursor;
-    if (!cursor) break;
+async function viewOf(name) {
+  try {
+    return await VIEWS[name]();
+  } catch {
+    // Its module did not come; the address is asked for again once the service is back.
+    session.dispatchEvent(new CustomEvent("away"));
+    return null;
   }
-  $("more").hidden = !cursor;
-  fill("solves", found.map(solveRow), 8, "none yet: moe-placement submit, or POST /v1/solves");
 }
 
-async function deployments() {
-  const found = (await ask("v1/deployments")).items;
-  fill("deployments", found.map(deploymentRow), 9, "none yet: PUT /v1/deployments/{name}");
-  $("history").hidden = shownDeployment === null;
-  if (shownDeployment === null) return;
-  $("history-name").textContent = shownDeployment;
-  const versions = (await ask(`v1/deployments/${encodeURIComponent(shownDeployment)}/versions`)).items;
-  fill("versions", versions.map(versionRow), 8, "no placement yet");
+async function route(isFirst = false) {
+  lifetime.abort();
+  lifetime = new AbortController();
+  const { signal } = lifetime;
+  const { name, parameters, query } = routeOf(location.hash);
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  for (const link of document.querySelectorAll("nav a[data-route]")) {
+    if (link.dataset.route === name) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  main.dataset.view = name;
+  main.dataset.ready = "false";
+  trouble("view", "");
+  if (name === "missing") { missing("There is no such page", `Nothing is at ${location.hash}.`, isFirst); return; }
+  const view = await viewOf(name);
+  if (signal.aborted) return;
+  if (view === null) {
+    session.addEventListener("answered", () => route(isFirst), { once: true, signal });
+    return;
+  }
+  const head = heading(view.title(parameters));
+  const root = el("div", { class: `view ${name}` });
+  main.replaceChildren(head, root);
+  window.scrollTo(0, 0);
+  if (!isFirst) head.focus();
+  const ready = () => { main.dataset.ready = "true"; trouble("view", ""); updated(); };
+  const failed = (error) => { if (!signal.aborted && !isAborted(error)) viewFailed(error); };
+  try {
+    await view.show({ root, parameters, query, signal, ready, failed, notice });
+  } catch (error) { failed(error); }
 }
+
+function missing(title, text, isFirst) {
+  const head = heading(title);
+  main.replaceChildren(head, empty(text, el("p", {}, "Go back to the ", el("a", { href: "#/" }, "overview"), ".")));
+  main.dataset.ready = "true";
+  if (!isFirst) head.focus();
+}
+
+function viewFailed(error) {
+  if (error instanceof NoAnswer || error.status === 401) return;
+  if (error.status === 404 && main.dataset.ready === "false") {
+    lifetime.abort();
+    main.dataset.view = "missing";
+    missing("Not found", error.message, true);
+    return;
+  }
+  trouble("view", error.message);
+  if (error.status === undefined) console.error(error);
+}
+
+// -- what is said above the views ----------------------------------------------------------------------------
+
+const troubles = { service: "", view: "" };
+
+function trouble(about, text) {
+  troubles[about] = text;
+  const all = Object.values(troubles).filter(Boolean).join(" ");
+  say($("trouble"), all);
+  $("trouble").hidden = all === "";
+}
+
+/** Say that something was done, or failed ("bad"), for some seconds. */
+function notice(text, tone = "good") {
+  clearTimeout(noticeTimer);
+  $("notice").hidden = false;
+  $("notice").className = `notice ${tone}`;
+  say($("notice"), text);
+  noticeTimer = setTimeout(() => { $("notice").hidden = true; say($("notice"), ""); }, NOTICE_MS);
+}
+
+function updated() { say($("updated"), `as of ${new Date().toLocaleTimeString()}`); }
+
+function state(text, tone) {
+  say($("state"), text);
+  $("state").className = `badge ${tone}`;
+}
+
+// -- service and token ---------------------------------------------------------------------------------------
 
 async function readiness() {
-  const { status, reasons } = await ask("health/ready");
-  const text = Object.entries(reasons ?? {}).map(([part, why]) => `${part}: ${why}`).join("; ");
-  $("state").textContent = status;
-  $("state").className = `badge ${status === "ready" ? "good" : "bad"}`;
-  trouble(text);
-}
-
-function trouble(text) {
-  $("trouble").textContent = text;
-  $("trouble").hidden = !text;
-}
-
-async function update() {
-  clearTimeout(timer);
   try {
-    await readiness();
-    tiles(await ask("v1/status"));
-    await Promise.all([solves(), deployments()]);
-    $("token-form").hidden = true;
-    $("forget").hidden = sessionStorage.getItem(TOKEN) === null;
-    $("updated").textContent = `as of ${new Date().toLocaleTimeString()}`;
+    const { status, reasons } = await ask("health/ready", { taken: [503] });
+    const text = Object.entries(reasons ?? {}).map(([part, why]) => `${part}: ${why}`).join("; ");
+    trouble("service", text);
+    if (token.isRefused) state("token needed", "warn");
+    else if (status === "ready") state("ready", "good");
+    else state("not ready", "bad");
+    if ($("service-version").textContent === "" && !token.isRefused) await version();
   } catch (error) {
-    if (error instanceof Refused) {
-      refuse(error);
-      return;
-    }
-    $("state").textContent = "no answer";
-    $("state").className = "badge bad";
-    trouble(String(error.message));
+    if (!(error instanceof NoAnswer) && error.status !== 401) trouble("service", error.message);
   }
-  if (!document.hidden) timer = setTimeout(update, REFRESH_MS);
 }
 
-function refuse(error) {
-  $("token-form").hidden = false;
-  $("token-error").textContent = sessionStorage.getItem(TOKEN) === null ? "" : error.message;
-  sessionStorage.removeItem(TOKEN);
+async function version() {
+  const found = await ask("v1/status");
+  say($("service-version"), `moe-placement ${found.version} (${found.role})`);
+}
+
+session.addEventListener("away", () => {
+  state("no answer", "bad");
+  trouble("service", AWAY);
+});
+
+session.addEventListener("answered", () => {
+  if (troubles.service === AWAY) trouble("service", "");
+});
+
+session.addEventListener("refused", ({ detail }) => {
+  state("token needed", "warn");
+  if (detail) say($("token-error"), `The token was refused: ${detail}`);
+  const form = $("token-form");
+  const wasHidden = form.hidden;
+  form.hidden = false;
   $("forget").hidden = true;
-  $("token").focus();
-}
-
-// A link cannot carry the token: fetched here, and handed over as a file.
-async function fetched(path) {
-  const token = sessionStorage.getItem(TOKEN);
-  const answer = await fetch(path, { headers: token ? { Authorization: `Bearer ${token}` } : {} });
-  if (!answer.ok) throw new Error(`${path}: HTTP ${answer.status}`);
-  return answer.blob();
-}
-
-async function save(path, name) {
-  try {
-    const made = element("a");
-    made.href = URL.createObjectURL(await fetched(path));
-    made.download = name;
-    made.click();
-    URL.revokeObjectURL(made.href);
-  } catch (error) { trouble(String(error.message)); }
-}
-
-async function show(path) {
-  try {
-    const text = JSON.stringify(JSON.parse(await (await fetched(path)).text()), null, 2);
-    const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
-    window.open(url, "_blank", "noopener");
-    setTimeout(() => URL.revokeObjectURL(url), 60000);
-  } catch (error) { trouble(String(error.message)); }
-}
-
-$("token-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  sessionStorage.setItem(TOKEN, $("token").value.trim());
-  $("token").value = "";
-  update();
+  // Outside of an open dialog nothing can be used.
+  document.querySelector("dialog[open]")?.prepend(form);
+  // Who is about to write something else is left to it.
+  if (wasHidden && !document.activeElement?.matches("input, select")) $("token").focus();
 });
-$("forget").addEventListener("click", () => { sessionStorage.removeItem(TOKEN); update(); });
-$("more").addEventListener("click", () => { olderPages += 1; update(); });
-$("metrics").addEventListener("click", (event) => {
+
+$("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  fetched("metrics").then((blob) => window.open(URL.createObjectURL(new Blob([blob], { type: "text/plain" })), "_blank", "noopener"))
-    .catch((error) => trouble(String(error.message)));
+  say($("token-error"), "");
+  try {
+    await token.use($("token").value.trim());
+    $("token").value = "";
+    home();
+    $("token-form").hidden = true;
+    $("forget").hidden = false;
+    renewed();
+  } catch (error) {
+    if (error instanceof NoAnswer) say($("token-error"), "The service does not answer; try again.");
+    else say($("token-error"), `The token was refused: ${error.message}`);
+    $("token").select();
+  }
 });
-document.addEventListener("visibilitychange", () => { if (!document.hidden) update(); });
-update();
+
+/** Bring the form back from the dialog that it was needed in. */
+function home() {
+  if ($("token-form").closest("dialog")) $("trouble").before($("token-form"));
+}
+
+document.addEventListener("close", home, { capture: true });
+
+$("forget").addEventListener("click", () => {
+  token.forget();
+  $("forget").hidden = true;
+  notice("The token is forgotten.");
+});
+
+$("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+
+$("forget").hidden = !token.held;
+window.addEventListener("hashchange", () => route());
+setInterval(tick, 5000);
+const renewed = poll(readiness, { every: READINESS_MS, signal: new AbortController().signal, open: true });
+route(true);

@@ -1,0 +1,1 @@
+"""What the dashboard shows of stored things: figures and grids. Needs numpy and plotly."""
