@@ -8,12 +8,13 @@ DEMO := demo
 SAMPLES := placement/samples
 WORKERS ?= auto
 
-.PHONY: help install demo test test-fast lint bench serve clean
+.PHONY: help install demo test test-fast lint notebooks bench serve clean
 
 help:
 	@echo "make demo        record, compare, solve, apply, verify on the bundled model (demo/report.html)"
 	@echo "make test        all tests; make test-fast without the slow ones"
 	@echo "make lint        ruff and mypy"
+	@echo "make notebooks   run the notebooks and write notebooks/html"
 	@echo "make serve       the service on http://127.0.0.1:8700 (SERVE='--port 9000' for other options)"
 	@echo "make bench       the benchmark tables (benchmarks/results; hours)"
 	@echo "make clean       remove the environment and what was built"
@@ -24,7 +25,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,service,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,service,notebooks,dev]'
 	$(BIN)/python -m placement.solvers.compile search & search=$$!; \
 	    $(BIN)/python -m placement.solvers.compile solvers && $(BIN)/python -m traces.compile && wait $$search
 	touch $(STAMP)
@@ -53,6 +54,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: $(STAMP)
+	$(BIN)/python -m notebooks.run
 
 serve: $(STAMP)
 	exec $(BIN)/moe-placement serve $(SERVE)
