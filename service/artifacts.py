@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from placement.errors import ServiceError
+from placement.errors import InputError, ServiceError
 from service.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -45,8 +45,18 @@ def digest_of(content: bytes) -> str:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder, and those above it, that nobody else may look into; leave those that exist."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a folder, and those above it, that nobody else may look into; leave those that exist.
+
+    Raises
+    ------
+    InputError
+        If there is something else, or it may not be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as exc:
+        why = "is no folder" if not isinstance(exc, PermissionError) else "may not be made"
+        raise InputError(f"{path} {why}; name another folder with --data-dir") from exc
     return path
 
 

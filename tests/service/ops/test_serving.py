@@ -96,6 +96,14 @@ def test_a_server_for_others_needs_a_token(tmp_path: Path) -> None:
     assert "token" in refusal(serve(tmp_path, "--host", "0.0.0.0", "--port", "0"), 2)
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """One line that names it; the file is left alone."""
+    (tmp_path / "taken").write_text("mine")
+    line = refusal(serve(tmp_path, "--port", "0", "--data-dir", str(tmp_path / "taken")), 2)
+    assert str(tmp_path / "taken") in line
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
     """Whoever writes the state decides what is served."""
     (tmp_path / "data").mkdir(mode=0o777)
