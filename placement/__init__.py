@@ -125,7 +125,7 @@ __all__ = [  # noqa: RUF022 (in the order of a solve)
     "PlacementError",
 ]
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 
 def __getattr__(name: str) -> Any:
