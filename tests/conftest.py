@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 SLOW = (
+    "tests/browser/",
     "tests/distributed/",
     "tests/gpu_benchmarks/test_ranks.py",
     "tests/change/",
@@ -13,6 +14,7 @@ SLOW = (
     "tests/cli/test_change_cli.py",
     "tests/cli/test_plan_",
     "tests/cli/test_spread_cli.py",
+    "tests/notebooks/",
     "tests/runtime/loop/",
     "tests/runtime/measure/test_calibrate.py",
     "tests/runtime/migration/",
