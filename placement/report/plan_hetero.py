@@ -173,11 +173,9 @@ def _gantt(plan: HeteroPlan) -> Chart:
                 textposition="inside",
                 insidetextanchor="middle",
                 customdata=[_hover(event) for event in mine],
-                marker={
-                    "color": MICRO_BATCHES[place],
-                    "line": {"width": 1, "color": "#ffffff"},
-                    "pattern": {"shape": ["/" if e.task == "own experts" else "" for e in mine]},
-                },
+                # A pattern would make a printed page of megabytes.
+                width=[0.4 if event.task == "own experts" else 0.75 for event in mine],
+                marker={"color": MICRO_BATCHES[place], "line": {"width": 0.5, "color": "#ffffff"}},
                 hovertemplate=f"%{{customdata}}: %{{base:,.4~g}} {scale.unit} on<extra></extra>",
             )
         )
@@ -186,7 +184,7 @@ def _gantt(plan: HeteroPlan) -> Chart:
     again = plan.schedule.num_micro_batches > len(MICRO_BATCHES)
     caption = (
         "One lane for each stream of one group; the number is the layer (one past the last: the head), "
-        "hatched are experts on attention devices."
+        "half as high are experts on attention devices."
         + (" Colours begin again after seven micro-batches." if again else "")
     )
     if left_out:
