@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.dashboard import Site, at, small_site
 from tests.browser.visits import Visits
@@ -61,10 +61,36 @@ def test_tokens_are_asked_for_until_one_is_right(visits: Visits, site: Site, key
     expect(form).to_be_visible()
 
 
-def test_a_token_that_may_only_read_is_told_so(visits: Visits, site: Site, keys: tuple[Keys, Path]) -> None:
-    """It sees everything; a promotion says which scope is missing, and nothing has changed."""
-    visits.allow("status of 401", "status of 403")
+def test_a_token_that_may_only_read_gets_no_buttons_for_more(
+    visits: Visits, site: Site, keys: tuple[Keys, Path]
+) -> None:
+    """It sees everything; what it may not do is disabled, and says which scope is missing."""
+    visits.allow("status of 401")
     page = visits.open(f"{site.server.base_url}/#/deployments/small")
+    give(page, keys[0].read)
+    at(page, "deployment")
+    promote = page.locator("#promote")
+    expect(promote).to_be_disabled()
+    expect(promote).to_have_attribute("title", re.compile("scope submit"))
+    page.reload()
+    at(page, "deployment")
+    expect(promote).to_be_disabled()
+
+
+def test_a_token_that_lost_its_scope_is_told_so(visits: Visits, site: Site, keys: tuple[Keys, Path]) -> None:
+    """A promotion that is refused says which scope is missing, and nothing has changed."""
+    visits.allow("status of 401", "status of 403")
+    everything = ["admin", "read", "submit"]
+
+    def had_it(route: Route) -> None:
+        answer = route.fetch()
+        if answer.ok:
+            route.fulfill(response=answer, json={**answer.json(), "scopes": everything})
+        else:
+            route.fulfill(response=answer)
+
+    page = visits.open(f"{site.server.base_url}/#/deployments/small")
+    page.route("**/v1/status", had_it)
     give(page, keys[0].read)
     at(page, "deployment")
     page.locator("#promote").click()

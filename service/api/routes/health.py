@@ -51,6 +51,7 @@ class Status(BaseModel):
     artifacts: dict[str, int] = Field(description="Stored artifacts by kind.")
     artifact_bytes: dict[str, int]
     disk_free_bytes: int
+    scopes: list[str] = Field(description="What the caller may do; everything where there are no tokens.")
 
 
 @router.head("/health/live", include_in_schema=False)
@@ -78,11 +79,12 @@ async def ready(request: Request) -> Any:
 async def status(
     request: Request,
     context: Annotated[Context, Depends(context_of)],
-    _: Annotated[Caller, Depends(require(Scope.READ))],
+    caller: Annotated[Caller, Depends(require(Scope.READ))],
 ) -> Any:
-    """Return what the dashboard shows at its top."""
+    """Return what the dashboard shows at its top, and what its reader may do."""
     snapshot = await anyio.to_thread.run_sync(read_snapshot, context.database)
-    return _status(snapshot, context, health_of(request.app).started_at)
+    scopes = [scope for scope in Scope if scope in caller.scopes]
+    return {**_status(snapshot, context, health_of(request.app).started_at), "scopes": scopes}
 
 
 def _status(snapshot: StateSnapshot, context: Context, started_at: float) -> dict[str, Any]:

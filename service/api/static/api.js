@@ -34,14 +34,21 @@ export const token = {
   get held() { return held() !== null; },
   /** Whether the service wants another token than it was given; nothing is asked by itself until it has it. */
   get isRefused() { return isRefused; },
-  /** Whether a request has shown that it may not change anything. */
+  /** Whether it is known that it may not change anything. */
   get lacksSubmit() { return lacksSubmit; },
   /** Keep a token once it has been taken; rejects with why it was not. */
   async use(text) {
     const answer = await request("v1/status", { headers: bearer(text) });
     if (!answer.ok) throw await problemOf(answer);
+    const { scopes } = await answer.json();
     sessionStorage.setItem(TOKEN, text);
     changed();
+    token.learn(scopes);
+  },
+  /** Take what the service says that the reader may do. */
+  learn(scopes) {
+    lacksSubmit = !scopes.includes("submit");
+    tell("scope");
   },
   forget() {
     sessionStorage.removeItem(TOKEN);

@@ -165,6 +165,7 @@ async function readiness() {
 
 async function version() {
   const found = await ask("v1/status");
+  token.learn(found.scopes);
   say($("service-version"), `moe-placement ${found.version} (${found.role})`);
 }
 

@@ -64,6 +64,16 @@ def test_two_authorizations_are_refused(guarded: Guarded) -> None:
     assert send_raw(guarded.server, sent.encode()).status == 401
 
 
+def test_the_status_tells_what_a_token_may_do(guarded: Guarded) -> None:
+    """A page need not offer what would be refused."""
+    expected = {"read": ["read"], "submit": ["read", "submit"], "admin": ["read", "submit", "admin"]}
+    found = {}
+    for name in expected:
+        with guarded.client(getattr(guarded.keys, name)) as client:
+            found[name] = client.get("/v1/status").json()["scopes"]
+    assert found == expected
+
+
 def test_scopes_are_kept(guarded: Guarded) -> None:
     """Each scope does what it may and those below it may, and no more."""
     expected = {"read": [200, 403, 403], "submit": [200, 422, 403], "admin": [200, 422, 200]}
