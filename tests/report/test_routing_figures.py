@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from placement.report.figures import routing
+from placement.report.figures.traffic import load_figure
 
 LOAD_WLE = np.random.default_rng(0).integers(1, 50, size=(9, 3, 4)).astype(float)
 
@@ -17,7 +18,7 @@ def figures() -> dict[str, go.Figure]:
     lift_EE = np.array([[np.nan, 4.0], [0.25, 1.1]])
     draws_RN = np.array([[1.4, 1.2, 1.1], [1.3, 1.3, 1.1]])
     return {
-        "loads": routing.expert_loads_figure(relative_LE),
+        "loads": load_figure(relative_LE),
         "windows": routing.window_loads_figure(LOAD_WLE, layer=1),
         "variation": routing.variation_figure([0.1, 0.0], [0.2, 0.0], [0.1, 0.0]),
         "kinds": routing.kind_loads_figure(["<b>", "prose"], LOAD_WLE[:2], layer=0),

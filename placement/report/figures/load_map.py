@@ -16,15 +16,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from placement.report.figures.heat import HeatGrid, quantised, relative_load
-from placement.report.figures.look import axis_title, names_of
+from placement.report.figures.look import axis_title, diverging, names_of
 from placement.report.numbers import number
 from placement.report.story import Story
 
 __all__ = ["LayerChoice", "grid_of", "heat_figure", "improved_most", "layer_choices", "packed_maps"]
 
 FloatArray = npt.NDArray[np.float64]
-
-BELOW, EVEN, ABOVE = ("#2166ac", "#67a9cf"), "#f7f7f7", ("#ef8a62", "#b2182b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +133,6 @@ def _load_colours(relative: Sequence[FloatArray]) -> dict[str, Any]:
     top = max(1.1, *(float(np.quantile(values, 0.999)) for values in relative))
     bottom = max(0.0, 2.0 - top)
     mean = (1.0 - bottom) / (top - bottom)
-    scale = [
-        (0.0, BELOW[0]),
-        (mean / 2, BELOW[1]),
-        (mean, EVEN),
-        (mean + (1 - mean) / 2, ABOVE[0]),
-        (1.0, ABOVE[1]),
-    ]
     title = {"text": "load /<br>mean", "side": "top"}
     bar = {"thickness": 12, "outlinewidth": 0, "title": title, "tickformat": ".2~f", "nticks": 7}
-    return {"cmin": bottom, "cmax": top, "colorscale": scale, "colorbar": bar}
+    return {"cmin": bottom, "cmax": top, "colorscale": diverging(mean), "colorbar": bar}

@@ -20,6 +20,7 @@ __all__ = [
     "GREY",
     "ORANGE",
     "axis_title",
+    "diverging",
     "empty_figure",
     "faint",
     "hover_name",
@@ -30,12 +31,25 @@ __all__ = [
 # After Okabe and Ito: told apart with any colour vision; the blue is lighter, to stand on dark ground too.
 BLUE, ORANGE, GREEN, GREY = "#1f83c4", "#e69f00", "#009e73", "#8a8f98"
 
+BELOW, EVEN, ABOVE = ("#2166ac", "#67a9cf"), "#f7f7f7", ("#ef8a62", "#b2182b")
+
 
 def empty_figure(*traces: Any, height: int, **layout: Any) -> go.Figure:
     """Return a figure of some traces without plotly's own theme, which would add kilobytes to each."""
     margin = {"l": 8, "r": 16, "t": 8, "b": 8}
     base = {"template": {}, "height": height, "margin": margin}
     return go.Figure(data=list(traces), layout=go.Layout({**base, **layout}))
+
+
+def diverging(middle: float) -> list[tuple[float, str]]:
+    """Return a colour scale that is blue below, white in the middle (a share of the scale) and red above."""
+    return [
+        (0.0, BELOW[0]),
+        (middle / 2, BELOW[1]),
+        (middle, EVEN),
+        (middle + (1 - middle) / 2, ABOVE[0]),
+        (1.0, ABOVE[1]),
+    ]
 
 
 def legend_above() -> dict[str, Any]:

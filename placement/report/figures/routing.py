@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from placement.report.figures.load_map import ABOVE, BELOW, EVEN
 from placement.report.figures.look import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     axis_title,
+    diverging,
     empty_figure,
     faint,
     hover_name,
@@ -29,7 +29,6 @@ from placement.report.figures.look import (
 __all__ = [
     "ageing_figure",
     "drift_figure",
-    "expert_loads_figure",
     "information_figure",
     "kind_distances_figure",
     "kind_loads_figure",
@@ -43,21 +42,6 @@ FloatArray = npt.NDArray[np.float64]
 
 _MOST_COLUMNS = 512
 _LEAST_LIFT = 1 / 16
-
-
-def expert_loads_figure(relative_LE: npt.ArrayLike) -> go.Figure:
-    """Draw the load of each expert over its layer's mean, ``[layers, experts]``: white is even."""
-    relative = np.asarray(relative_LE, dtype=np.float64)
-    trace = go.Heatmap(
-        z=_cells(relative),
-        **_relative_colours(relative),
-        **_gaps(relative),
-        hovertemplate="layer %{y}, expert %{x}<br>%{z:.2f} times the mean expert's load<extra></extra>",
-    )
-    figure = _map(trace, rows=len(relative))
-    figure.update_xaxes(title=axis_title("expert (number)"), **_ticks(relative.shape[1]))
-    figure.update_yaxes(title=axis_title("MoE layer (number)"), **_ticks(len(relative)))
-    return figure
 
 
 def window_loads_figure(load_WLE: npt.ArrayLike, *, layer: int) -> go.Figure:
@@ -286,7 +270,7 @@ def lift_figure(lift_EE: npt.ArrayLike, exceeds_EE: npt.ArrayLike, *, layer: int
         customdata=_cells(lift),
         zmin=-top,
         zmax=top,
-        colorscale=_diverging(0.5),
+        colorscale=diverging(0.5),
         colorbar=_colour_bar(
             "times as<br>often", tickvals=ticks, ticktext=[_power_text(tick) for tick in ticks]
         ),
@@ -446,19 +430,9 @@ def _relative_colours(relative: FloatArray) -> dict[str, Any]:
     return {
         "zmin": bottom,
         "zmax": top,
-        "colorscale": _diverging((1 - bottom) / (top - bottom)),
+        "colorscale": diverging((1 - bottom) / (top - bottom)),
         "colorbar": bar,
     }
-
-
-def _diverging(middle: float) -> list[tuple[float, str]]:
-    return [
-        (0.0, BELOW[0]),
-        (middle / 2, BELOW[1]),
-        (middle, EVEN),
-        (middle + (1 - middle) / 2, ABOVE[0]),
-        (1.0, ABOVE[1]),
-    ]
 
 
 def _colour_bar(title: str, **more: Any) -> dict[str, Any]:

@@ -11,8 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from placement.report.figures.load_map import ABOVE, BELOW, EVEN
-from placement.report.figures.look import BLUE, GREY, ORANGE, axis_title, empty_figure, legend_above
+from placement.report.figures.look import (
+    BLUE,
+    GREY,
+    ORANGE,
+    axis_title,
+    diverging,
+    empty_figure,
+    legend_above,
+)
 
 __all__ = ["distance_figure", "load_figure", "windows_figure"]
 
@@ -34,13 +41,14 @@ def load_figure(load_LE: npt.ArrayLike) -> go.Figure:
     )
     cells = np.maximum.reduceat(np.maximum.reduceat(share_LE, layers, axis=0), experts, axis=1)
     top = max(1.1, float(np.quantile(share_LE, 0.999)))
+    bottom = max(0.0, 2 - top)
     trace = go.Heatmap(
         z=cells.astype(np.float32),
         x=experts,
         y=layers,
-        zmin=max(0.0, 2 - top),
+        zmin=bottom,
         zmax=top,
-        colorscale=_diverging(top),
+        colorscale=diverging((1 - bottom) / (top - bottom)),
         colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "load /<br>mean", "side": "top"}},
         hovertemplate="layer %{y}, expert %{x}<br>%{z:.2f} times the layer's mean<extra></extra>",
     )
@@ -91,15 +99,6 @@ def _relative(load: Array) -> Array:
     """Return loads over the mean of their last axis; 0 where there is none."""
     mean = load.mean(axis=-1, keepdims=True)
     return np.asarray(np.divide(load, mean, out=np.zeros_like(load), where=mean > 0))
-
-
-def _diverging(top: float) -> list[tuple[float, str]]:
-    """Return the colours of the load maps: white at the mean, blue below, red above, as far as `top`."""
-    mean = (1 - max(0.0, 2 - top)) / (top - max(0.0, 2 - top))
-    return [
-        *((0.0, BELOW[0]), (mean / 2, BELOW[1]), (mean, EVEN)),
-        *((mean + (1 - mean) / 2, ABOVE[0]), (1.0, ABOVE[1])),
-    ]
 
 
 def _starts(count: int, most: int) -> npt.NDArray[np.int64]:
