@@ -233,7 +233,8 @@ def _value(text: str) -> tuple[str, Any]:
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value
+        # The kernel runs in the notebook's folder.
+        return name, os.path.abspath(value) if os.path.exists(value) else value
 
 
 if __name__ == "__main__":

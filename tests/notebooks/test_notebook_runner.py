@@ -109,6 +109,18 @@ def test_the_command_line_runs_renders_and_takes_parameters(
     assert "given.ipynb: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_file_is_named_from_where_the_reader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs beside the notebook, who starts it may be elsewhere."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "trace.npz").write_text("what was meant")
+    cell = "from pathlib import Path\nassert Path(TRACE).read_text() == 'what was meant'"
+    path = write(tmp_path / "book" / "one.ipynb", cell, parameters="TRACE = None")
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([str(path), "-o", str(tmp_path), "-p", "TRACE=trace.npz"]) == 0
+
+
 def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line, and exit code 1."""
     path = write(tmp_path / "given.ipynb", "print(1)", parameters="NUMBER = 1")
