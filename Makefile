@@ -80,6 +80,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.planning.hetero
 	$(BIN)/python -m benchmarks.planning.fabric
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.views
 	$(BIN)/python -m benchmarks.chaos --minutes 5
 
 clean:
