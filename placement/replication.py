@@ -8,7 +8,6 @@ from typing import Any
 
 from placement.comparison import Comparison, PolicyResult, compare
 from placement.errors import InputError
-from placement.plan import equal_slots
 from placement.problem import PlacementProblem, make_problem
 
 __all__ = ["Replication", "compare_spare_slots", "spare_slot_steps"]
@@ -105,8 +104,6 @@ def compare_spare_slots(
 
 
 def _with_spare_slots(problem: PlacementProblem, spare_slots: int) -> PlacementProblem:
-    if spare_slots < 0:
-        raise InputError(f"spare_slots is {spare_slots}; it must be 0 or more")
     return make_problem(
         problem.profile,
         problem.topology,
@@ -117,5 +114,5 @@ def _with_spare_slots(problem: PlacementProblem, spare_slots: int) -> PlacementP
         calibration=problem.calibration,
         replica_split=problem.replica_split,
         max_imbalance=problem.max_imbalance,
-        device_of_slot_S=equal_slots(problem.num_experts + spare_slots, problem.num_devices),
+        spare_slots=spare_slots,
     )

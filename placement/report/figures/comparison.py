@@ -25,6 +25,7 @@ from placement.report.figures.look import (
     hover_name,
     legend_above,
     names_of,
+    number_ticks,
 )
 from placement.report.figures.solve import incumbents_figure
 from placement.report.numbers import Scale
@@ -124,8 +125,7 @@ def layers_figure(story: Story) -> go.Figure:
 
 
 def _layer_ticks(num_layers: int) -> dict[str, Any]:
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**6) if num_layers / s <= 31)
-    return {"tick0": 0, "dtick": step, "range": [-0.6, num_layers - 0.4]}
+    return {**number_ticks(num_layers), "range": [-0.6, num_layers - 0.4]}
 
 
 def gap_figure(story: Story) -> go.Figure:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CELLS", "HeatGrid", "quantised", "relative_load"]
+from placement.report.figures.look import diverging
+
+__all__ = ["MAX_CELLS", "HeatGrid", "load_colours", "quantised", "relative_load"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -25,10 +27,31 @@ MAX_SIDE = 256
 """Most rows or columns of one map; more are narrower than a pixel."""
 
 
-def relative_load(load_WLD: FloatArray) -> FloatArray:
-    """Return each device's load relative to its window's and layer's mean; 1 where there is no load."""
-    mean = load_WLD.mean(axis=2, keepdims=True)
-    return np.asarray(np.divide(load_WLD, mean, out=np.ones_like(load_WLD), where=mean > 0))
+def relative_load(load: FloatArray) -> FloatArray:
+    """Return loads over the mean of their last axis (devices or experts); 1 where there is no load."""
+    mean = load.mean(axis=-1, keepdims=True)
+    return np.asarray(np.divide(load, mean, out=np.ones_like(load), where=mean > 0))
+
+
+def load_colours(*relative: FloatArray, of: str = "z") -> dict[str, Any]:
+    """Return the colours of relative loads: white at the mean, blue below, red above, one scale for all maps.
+
+    It ends at the 99.9th percentile, so that one odd window does not wash out all others.
+
+    Parameters
+    ----------
+    of
+        ``z`` for the settings of a heat map, ``c`` for those of a colour axis.
+    """
+    top = max(1.1, *(float(np.quantile(values, 0.999)) for values in relative))
+    bottom = max(0.0, 2.0 - top)
+    title = {"text": "load /<br>mean", "side": "top"}
+    return {
+        f"{of}min": bottom,
+        f"{of}max": top,
+        "colorscale": diverging((1.0 - bottom) / (top - bottom)),
+        "colorbar": {"thickness": 12, "outlinewidth": 0, "title": title, "tickformat": ".2~f", "nticks": 7},
+    }
 
 
 def quantised(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], float]:

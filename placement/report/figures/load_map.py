@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from placement.report.figures.heat import HeatGrid, quantised, relative_load
-from placement.report.figures.look import axis_title, diverging, names_of
+from placement.report.figures.heat import HeatGrid, load_colours, quantised, relative_load
+from placement.report.figures.look import axis_title, names_of
 from placement.report.numbers import number
 from placement.report.story import Story
 
@@ -120,19 +119,6 @@ def _finish_heat(figure: go.Figure, relative: Sequence[FloatArray], *, rows: int
     figure.update_layout(
         height=int(np.clip(18 * rows + 130, 300, 620)),
         margin={"l": 8, "r": 8, "t": 34, "b": 8},
-        coloraxis=_load_colours(relative),
+        coloraxis=load_colours(*relative, of="c"),
     )
     return figure
-
-
-def _load_colours(relative: Sequence[FloatArray]) -> dict[str, Any]:
-    """White at the mean, blue below, red above; the same scale for every map.
-
-    It ends at the 99.9th percentile, so that one odd window does not wash out all others.
-    """
-    top = max(1.1, *(float(np.quantile(values, 0.999)) for values in relative))
-    bottom = max(0.0, 2.0 - top)
-    mean = (1.0 - bottom) / (top - bottom)
-    title = {"text": "load /<br>mean", "side": "top"}
-    bar = {"thickness": 12, "outlinewidth": 0, "title": title, "tickformat": ".2~f", "nticks": 7}
-    return {"cmin": bottom, "cmax": top, "colorscale": diverging(mean), "colorbar": bar}

@@ -26,6 +26,7 @@ __all__ = [
     "hover_name",
     "legend_above",
     "names_of",
+    "number_ticks",
 ]
 
 # After Okabe and Ito: told apart with any colour vision; the blue is lighter, to stand on dark ground too.
@@ -77,3 +78,9 @@ def hover_name(name: str) -> str:
 def axis_title(text: str) -> dict[str, str]:
     """Return the title of an axis."""
     return {"text": escape(text, quote=False)}
+
+
+def number_ticks(count: int) -> dict[str, Any]:
+    """Return the ticks of an axis of numbers from 0 on, 31 at most, at round distances."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**6) if count / s <= 31)
+    return {"tick0": 0, "dtick": step}

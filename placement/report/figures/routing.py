@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
+from placement.report.figures.heat import load_colours, relative_load
 from placement.report.figures.look import (
     BLUE,
     GREEN,
@@ -24,6 +25,7 @@ from placement.report.figures.look import (
     faint,
     hover_name,
     legend_above,
+    number_ticks,
 )
 
 __all__ = [
@@ -57,16 +59,18 @@ def window_loads_figure(load_WLE: npt.ArrayLike, *, layer: int) -> go.Figure:
     """
     load_WE = np.asarray(load_WLE)[:, layer].astype(np.float64)
     first_C = np.arange(0, len(load_WE), -(-len(load_WE) // _MOST_COLUMNS))
-    relative_CE = _over_mean(np.add.reduceat(load_WE, first_C, axis=0))
+    relative_CE = relative_load(np.add.reduceat(load_WE, first_C, axis=0))
     trace = go.Heatmap(
         x=first_C,
         z=_cells(relative_CE.T),
-        **_relative_colours(relative_CE),
+        **load_colours(relative_CE),
         hovertemplate="window %{x}, expert %{y}<br>%{z:.2f} times the mean expert's load<extra></extra>",
     )
     figure = _map(trace, rows=relative_CE.shape[1])
     figure.update_xaxes(title=axis_title("window, in the order of time (number)"))
-    figure.update_yaxes(title=axis_title(f"expert of layer {layer} (number)"), **_ticks(relative_CE.shape[1]))
+    figure.update_yaxes(
+        title=axis_title(f"expert of layer {layer} (number)"), **number_ticks(relative_CE.shape[1])
+    )
     return figure
 
 
@@ -104,23 +108,25 @@ def variation_figure(steady_L: npt.ArrayLike, moving_L: npt.ArrayLike, chance_L:
         legend=legend_above(),
         margin={"l": 8, "r": 16, "t": 40, "b": 8},
     )
-    figure.update_xaxes(title=axis_title("MoE layer (number)"), showgrid=False, **_ticks(total_L.size))
+    figure.update_xaxes(title=axis_title("MoE layer (number)"), showgrid=False, **number_ticks(total_L.size))
     figure.update_yaxes(title=axis_title("distance from even (% of mean)"), rangemode="tozero")
     return figure
 
 
 def kind_loads_figure(names: Sequence[str], load_CLE: npt.ArrayLike, *, layer: int) -> go.Figure:
     """Draw one layer's loads by kind of traffic: kinds by experts, over the mean expert of each kind."""
-    relative_CE = _over_mean(np.asarray(load_CLE, dtype=np.float64)[:, layer])
+    relative_CE = relative_load(np.asarray(load_CLE, dtype=np.float64)[:, layer])
     trace = go.Heatmap(
         y=[escape(name) for name in names],
         z=_cells(relative_CE),
-        **_relative_colours(relative_CE),
+        **load_colours(relative_CE),
         **_gaps(relative_CE),
         hovertemplate="%{y}, expert %{x}<br>%{z:.2f} times the mean expert's load<extra></extra>",
     )
     figure = _map(trace, rows=len(relative_CE), row_height=24)
-    figure.update_xaxes(title=axis_title(f"expert of layer {layer} (number)"), **_ticks(relative_CE.shape[1]))
+    figure.update_xaxes(
+        title=axis_title(f"expert of layer {layer} (number)"), **number_ticks(relative_CE.shape[1])
+    )
     figure.update_yaxes(type="category")
     return figure
 
@@ -282,8 +288,8 @@ def lift_figure(lift_EE: npt.ArrayLike, exceeds_EE: npt.ArrayLike, *, layer: int
         ),
     )
     figure = _map(trace, rows=len(lift), row_height=22)
-    figure.update_xaxes(title=axis_title(f"expert of layer {other} (number)"), **_ticks(lift.shape[1]))
-    figure.update_yaxes(title=axis_title(f"expert of layer {layer} (number)"), **_ticks(len(lift)))
+    figure.update_xaxes(title=axis_title(f"expert of layer {other} (number)"), **number_ticks(lift.shape[1]))
+    figure.update_yaxes(title=axis_title(f"expert of layer {layer} (number)"), **number_ticks(len(lift)))
     return figure
 
 
@@ -416,36 +422,12 @@ def _gaps(cells: FloatArray) -> dict[str, int]:
     return {"xgap": gap, "ygap": gap}
 
 
-def _over_mean(load: FloatArray) -> FloatArray:
-    """Return loads over the mean of their row; 1 where there is none."""
-    mean = load.mean(axis=1, keepdims=True)
-    return np.asarray(np.divide(load, mean, out=np.ones_like(load), where=mean > 0))
-
-
-def _relative_colours(relative: FloatArray) -> dict[str, Any]:
-    """White at the mean, blue below, red above; outliers do not wash out all others."""
-    top = max(1.1, float(np.quantile(relative, 0.999)))
-    bottom = max(0.0, 2.0 - top)
-    bar = _colour_bar("load /<br>mean", tickformat=".2~f", nticks=7)
-    return {
-        "zmin": bottom,
-        "zmax": top,
-        "colorscale": diverging((1 - bottom) / (top - bottom)),
-        "colorbar": bar,
-    }
-
-
 def _colour_bar(title: str, **more: Any) -> dict[str, Any]:
     return {"thickness": 12, "outlinewidth": 0, "title": {"text": title, "side": "top"}, **more}
 
 
 def _power_text(power: int) -> str:
     return f"{2**power}" if power >= 0 else f"1/{2**-power}"
-
-
-def _ticks(count: int) -> dict[str, Any]:
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**6) if count / s <= 31)
-    return {"tick0": 0, "dtick": step}
 
 
 def _log_ticks(values: npt.NDArray[Any]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
+from placement.report.figures.heat import load_colours
 from placement.report.figures.look import (
     BLUE,
     GREY,
     ORANGE,
     axis_title,
-    diverging,
     empty_figure,
     legend_above,
 )
@@ -40,16 +40,11 @@ def load_figure(load_LE: npt.ArrayLike) -> go.Figure:
         _starts(n, most) for n, most in zip(share_LE.shape, (MOST_LAYERS, MOST_EXPERTS), strict=True)
     )
     cells = np.maximum.reduceat(np.maximum.reduceat(share_LE, layers, axis=0), experts, axis=1)
-    top = max(1.1, float(np.quantile(share_LE, 0.999)))
-    bottom = max(0.0, 2 - top)
     trace = go.Heatmap(
         z=cells.astype(np.float32),
         x=experts,
         y=layers,
-        zmin=bottom,
-        zmax=top,
-        colorscale=diverging((1 - bottom) / (top - bottom)),
-        colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "load /<br>mean", "side": "top"}},
+        **load_colours(share_LE),
         hovertemplate="layer %{y}, expert %{x}<br>%{z:.2f} times the layer's mean<extra></extra>",
     )
     figure = empty_figure(trace, height=int(np.clip(9 * layers.size + 130, 240, 620)))
