@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import anyio
 from anyio import CapacityLimiter
@@ -17,6 +17,9 @@ from service.artifacts import ArtifactFiles
 from service.errors import InvalidError
 from service.jobs.problem import for_callers
 
+if TYPE_CHECKING:
+    from placement.plan import Placement
+
 __all__ = [
     "EngineFile",
     "EngineFiles",
@@ -25,6 +28,7 @@ __all__ = [
     "engine_files_of",
     "file_response",
     "names_etag",
+    "stored_placement",
 ]
 
 FormatName = Literal[
@@ -122,20 +126,27 @@ def check_format(to: str) -> None:
         raise InvalidError(f"format {named!r} is unknown; {did_you_mean(named, get_args(FormatName))}")
 
 
+def stored_placement(files: ArtifactFiles, digest: str) -> Placement:
+    """Return a stored placement."""
+    from placement.formats.document import parse_document
+    from placement.formats.files import placement_from_document
+
+    document = parse_document(files.read(digest).decode("utf-8-sig"))
+    return placement_from_document(document, source=digest)
+
+
 def _native(files: ArtifactFiles, digest: str, to: str, model: str | None) -> EngineFile:
     return EngineFile(content=files.read(digest), etag=f'"{digest}"', media_type="application/json")
 
 
 def _encoded(files: ArtifactFiles, digest: str, to: str, model: str | None) -> EngineFile:
     from placement.errors import InputError
-    from placement.formats.document import parse_document
-    from placement.formats.files import encode_as, placement_from_document
+    from placement.formats.files import encode_as
     from placement.formats.layers import layers_of
     from placement.formats.protocol import FormatOptions
     from placement.model import preset_model
 
-    document = parse_document(files.read(digest).decode("utf-8-sig"))
-    placement = placement_from_document(document, source=digest)
+    placement = stored_placement(files, digest)
     try:
         layers = layers_of(placement, None if model is None else preset_model(model))
         text = encode_as(placement, to, FormatOptions(layers=layers, num_devices=placement.num_devices))

@@ -12,6 +12,7 @@ from fastapi import Request
 from placement.errors import InputError
 from service.api.answers import Answer, KeptAnswers
 from service.api.context import Context
+from service.api.engine_files import stored_placement
 from service.api.inspection import Inspector
 from service.api.stored import in_thread
 from service.errors import ConflictError, TooLargeError
@@ -162,11 +163,7 @@ class Views:
             raise ConflictError(str(exc)) from exc
 
     def _placement(self, digest: str) -> Placement:
-        from placement.formats.document import parse_document
-        from placement.formats.files import placement_from_document
-
-        document = parse_document(self._context.files.read(digest).decode("utf-8-sig"))
-        return placement_from_document(document, source=digest)
+        return stored_placement(self._context.files, digest)
 
     # -- in a process of their own ---------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ function misfit(placement, { facts }) {
 }
 
 /** Promote a placement (found by a solve, or stored) to a deployment that the reader chooses. */
-export async function promoteTo({ placementId, solveId }) {
+async function promoteTo({ placementId, solveId }) {
   const [found, stored] = await Promise.all([ask("v1/deployments?limit=500"), ask("v1/placements?limit=500")]);
   const placement = stored.items.find((one) => one.id === placementId);
   const choices = found.items.map((one) => [one.name, misfit(placement, one)]).sort((one, two) => Boolean(one[1]) - Boolean(two[1]));
@@ -223,4 +223,14 @@ export function rollBack(name, version) {
       { to: version.version, why }, { headers: only(current) }),
   });
   return change.open();
+}
+
+/** Promote from a view: go to the deployment that changed, or say there what stood against it. */
+export async function promoteFrom(view, what) {
+  try {
+    const made = await promoteTo(what);
+    if (made === null) return;
+    view.notice(`${made.name} runs version ${made.version} now.`);
+    location.hash = `#/deployments/${made.name}`;
+  } catch (error) { view.notice(told(error, "the deployment"), "bad"); }
 }

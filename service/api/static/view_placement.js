@@ -1,7 +1,7 @@
 // `#/placements/ID`: the explorer: every layer and device, their experts and load, and what another placement has there.
 
 import { ask, save, until } from "./api.js";
-import { needsSubmit, promoteTo, told } from "./dialogs.js";
+import { needsSubmit, promoteFrom, told } from "./dialogs.js";
 import { el, facts, field, option, put, row, say, section, table } from "./dom.js";
 import { DIVERGING, Grid, RISING } from "./grid.js";
 import { Placing } from "./placing.js";
@@ -47,7 +47,7 @@ class Explorer {
     this.pasted = el("input", { type: "text", id: "from-id", placeholder: "or paste an id", "aria-label": "Id of the placement to compare with", spellcheck: "false", autocomplete: "off", onchange: change(() => this.#compareWith(this.pasted.value.trim())) });
     this.find = el("input", { type: "number", min: "0", step: "1", placeholder: "number", oninput: () => this.#find() });
     this.foundText = el("p", { id: "found", class: "soft", role: "status" });
-    this.promote = needsSubmit(el("button", { type: "button", id: "promote", class: "primary", onclick: () => this.#promote() }, "Promote ..."), signal);
+    this.promote = needsSubmit(el("button", { type: "button", id: "promote", class: "primary", onclick: () => promoteFrom(this, { placementId: this.id }) }, "Promote ..."), signal);
     this.host = el("div", { id: "grid", role: "grid", tabindex: "0", "aria-label": "Experts by layer and device", "aria-describedby": "grid-help", "aria-readonly": "true" });
     this.live = el("p", { id: "cell", class: "sr", role: "status" });
     this.detail = el("div", { id: "detail" });
@@ -253,15 +253,6 @@ class Explorer {
     const words = [copies > 1 ? `${copies} replicas` : null, load === null ? null : fixed(load, 3)].filter(Boolean).join(" · ");
     const name = el("button", { type: "button", class: "quiet", title: "Find it in every layer", onclick: () => { this.find.value = String(expert); this.#find(); } }, `expert ${expert}`);
     return el("li", {}, el("span", {}, name, isNew ? el("span", { class: "badge busy" }, "new") : null), el("span", { class: "soft" }, words));
-  }
-
-  async #promote() {
-    try {
-      const made = await promoteTo({ placementId: this.id });
-      if (made === null) return;
-      this.notice(`${made.name} runs version ${made.version} now.`);
-      location.hash = `#/deployments/${made.name}`;
-    } catch (error) { this.notice(told(error, "the deployment"), "bad"); }
   }
 
   async #save() {

@@ -1,7 +1,7 @@
 // `#/solves/ID`: a solve while it runs and when it has ended.
 
 import { NoAnswer, ask, save, send, session, until } from "./api.js";
-import { NEEDS_SUBMIT, needsSubmit, promoteTo, told } from "./dialogs.js";
+import { NEEDS_SUBMIT, needsSubmit, promoteFrom, told } from "./dialogs.js";
 import { el, facts, fill, put, row, say, section, table } from "./dom.js";
 import { follow } from "./events.js";
 import { figureBlock, showFigure } from "./figures.js";
@@ -42,7 +42,7 @@ class SolveView {
     this.live = el("span", { id: "live", class: "badge", role: "status" }, "connecting ...");
     this.phase = el("span", { id: "phase", class: "soft" });
     this.stop = needsSubmit(el("button", { type: "button", id: "stop", hidden: true, onclick: () => this.#stop() }, "Stop early"), this.signal);
-    this.promote = needsSubmit(el("button", { type: "button", id: "promote", class: "primary", hidden: true, onclick: () => this.#promote() }, "Promote ..."), this.signal);
+    this.promote = needsSubmit(el("button", { type: "button", id: "promote", class: "primary", hidden: true, onclick: () => promoteFrom(this, { placementId: this.found.placement_id, solveId: this.id }) }, "Promote ..."), this.signal);
     this.explore = el("a", { class: "button", hidden: true }, "Explore the placement");
     this.fetch = el("button", { type: "button", hidden: true, onclick: () => this.#save() }, "Save the placement");
     this.error = el("p", { id: "solve-error", class: "trouble", role: "alert", hidden: true });
@@ -202,15 +202,6 @@ class SolveView {
       this.stop.disabled = error.message === NEEDS_SUBMIT;
       this.notice(told(error, "the solve"), "bad");
     }
-  }
-
-  async #promote() {
-    try {
-      const made = await promoteTo({ placementId: this.found.placement_id, solveId: this.id });
-      if (made === null) return;
-      this.notice(`${made.name} runs version ${made.version} now.`);
-      location.hash = `#/deployments/${made.name}`;
-    } catch (error) { this.notice(told(error, "the deployment"), "bad"); }
   }
 
   async #save() {
